@@ -1,0 +1,6 @@
+"""What writes copy: base models, prompts, adapters, signed artifacts, decoding and metrics.
+
+Start reading at :mod:`handbill.generator.prompts` (what is asked), then
+:mod:`handbill.generator.adapters` (what is trained) and
+:mod:`handbill.generator.artifacts` (how it is stored, signed and checked).
+"""

@@ -1,0 +1,265 @@
+"""LoRA adapters: what is trained, in PEFT's own file layout.
+
+An adapter changes a frozen weight W into W + s B A with s = alpha / rank (Hu et al. 2021,
+arXiv:2106.09685). Here A is a fixed projection drawn from a public seed and only B is trained
+(FFA-LoRA, Sun et al. 2024, arXiv:2403.12313): the change is then linear in B, so averaging B
+over merchants averages B A exactly, noise is never multiplied by noise, and half as much is
+sent. The files are ordinary LoRA: PEFT, vLLM and LoRAX load them.
+
+Shapes: A (rank, in), B (out, rank).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from handbill.errors import ArtifactError, InputError
+from handbill.generator.base_models import BaseModel
+
+Tensors = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+CARD_FILE: Final = "README.md"
+PREFIX: Final = "base_model.model."
+ALL_LINEAR: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+_MAX_HEADER_BYTES: Final = 256 * 1024
+_MAX_FILE_BYTES: Final = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSpec:
+    """Which weights of a base model an adapter changes, and its fixed projection.
+
+    Attributes:
+        layers: Indices of the transformer layers, rising.
+        seed: Public seed of every A.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: tuple[str, ...] = ALL_LINEAR
+    layers: tuple[int, ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= 256:
+            raise InputError(f"rank={self.rank} not in [1, 256]")
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise InputError(f"layers={self.layers} must be rising and not empty")
+        if not self.target_modules:
+            raise InputError("target_modules is empty")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "target_modules": list(self.target_modules),
+            "layers": list(self.layers),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "AdapterSpec":
+        """Read what :meth:`to_dict` wrote."""
+        return cls(
+            rank=int(fields["rank"]),
+            alpha=float(fields["alpha"]),
+            target_modules=tuple(fields["target_modules"]),
+            layers=tuple(int(layer) for layer in fields["layers"]),
+            seed=int(fields["seed"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """An adapter read from disk, checked."""
+
+    rank: int
+    alpha: float
+    tensors: Tensors
+
+    @property
+    def scaling(self) -> float:
+        """The factor s of s B A."""
+        return self.alpha / self.rank
+
+
+def top_layers(base: BaseModel, count: int) -> tuple[int, ...]:
+    """Indices of the ``count`` layers nearest to the output (all of them when count is 0)."""
+    n = int(json.loads((base.path / "config.json").read_text())["num_hidden_layers"])
+    return tuple(range(n - count if 0 < count < n else 0, n))
+
+
+def trained_shapes(spec: AdapterSpec, base: BaseModel) -> dict[str, tuple[int, int]]:
+    """Name and shape (out, rank) of every trained tensor, in sorted order.
+
+    Raises:
+        InputError: The base model has no such layer or module.
+    """
+    return {
+        f"{PREFIX}{module}.lora_B.weight": (out, spec.rank)
+        for module, (out, _) in _modules(spec, base).items()
+    }
+
+
+def fixed_projections(spec: AdapterSpec, base: BaseModel) -> Tensors:
+    """Every A of an adapter: Gaussian, variance 1 / in, from the spec's public seed."""
+    tensors: Tensors = {}
+    for module, (_, width) in _modules(spec, base).items():
+        label = hashlib.sha256(f"handbill/v1/lora-a/{spec.seed}/{module}".encode()).digest()
+        draws = np.random.Generator(np.random.PCG64(int.from_bytes(label, "big")))
+        scale = 1.0 / np.sqrt(width)
+        values = (draws.standard_normal((spec.rank, width)) * scale).astype(np.float32)
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = values
+    return tensors
+
+
+def zero_update(spec: AdapterSpec, base: BaseModel) -> Tensors:
+    """The untrained adapter: every B is zero, so the model is the base model."""
+    return {n: np.zeros(shape, np.float32) for n, shape in trained_shapes(spec, base).items()}
+
+
+def peft_config(spec: AdapterSpec, base_name: str) -> dict[str, Any]:
+    """PEFT's ``adapter_config.json`` for a spec."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(spec.target_modules),
+        "layers_to_transform": list(spec.layers),
+        "layers_pattern": "layers",
+        "inference_mode": True,
+    }
+
+
+def write_adapter(
+    folder: Path, *, spec: AdapterSpec, base: BaseModel, tensors: Tensors, card: str
+) -> None:
+    """Write an adapter in PEFT's layout.
+
+    Args:
+        folder: Made if it is not there.
+        spec: What was trained.
+        base: The base model it was trained on.
+        tensors: Every B; the A's are added from the spec.
+        card: The model card, Markdown.
+
+    Raises:
+        ArtifactError: A tensor is missing, extra, of another shape or not finite.
+    """
+    check_tensors(tensors, trained_shapes(spec, base))
+    folder.mkdir(parents=True, exist_ok=True)
+    config = peft_config(spec, base.name)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / CARD_FILE).write_text(card)
+    whole = {**fixed_projections(spec, base), **tensors}
+    save_file({n: np.ascontiguousarray(whole[n]) for n in sorted(whole)}, folder / WEIGHTS_FILE)
+
+
+def check_tensors(tensors: Tensors, shapes: dict[str, tuple[int, int]]) -> None:
+    """Refuse tensors whose names, shapes or dtype differ from the schema, or that are not finite.
+
+    Raises:
+        ArtifactError: Naming the first tensor that is wrong.
+    """
+    if tensors.keys() != shapes.keys():
+        wrong = sorted(tensors.keys() ^ shapes.keys())[0]
+        state = "missing" if wrong in shapes else "unexpected"
+        raise ArtifactError(f"tensor {wrong[:120]!r} is {state}")
+    for name, value in tensors.items():
+        if value.shape != shapes[name] or value.dtype != np.float32:
+            raise ArtifactError(
+                f"tensor {name}: {value.dtype} {value.shape}, expected float32 {shapes[name]}"
+            )
+        if not np.isfinite(value).all():
+            raise ArtifactError(f"tensor {name}: holds NaN or infinity")
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read an adapter in PEFT's layout, whoever wrote it.
+
+    The safetensors header is checked before anything is allocated: size caps, no duplicate
+    names, only LoRA tensors in float32, each A with its B and a matching rank.
+
+    Raises:
+        ArtifactError: Naming the file and what is wrong with it.
+    """
+    weights = folder / WEIGHTS_FILE
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        refused = [
+            k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(k)
+        ]
+        if config.get("peft_type") != "LORA" or refused or config.get("bias", "none") != "none":
+            raise ArtifactError(f"{folder / CONFIG_FILE}: not a plain LoRA adapter {refused}")
+        names = _header_names(weights)
+        tensors: Tensors = {}
+        with safe_open(weights, framework="numpy") as file:
+            for name in names:
+                tensors[name] = file.get_tensor(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{folder}: not a readable adapter ({error})") from error
+    for name, value in tensors.items():
+        other = (
+            name.replace(".lora_A.", ".lora_B.")
+            if ".lora_A." in name
+            else name.replace(".lora_B.", ".lora_A.")
+        )
+        axis = 0 if ".lora_A." in name else 1
+        if other == name or other not in tensors or value.ndim != 2 or value.shape[axis] != rank:
+            raise ArtifactError(
+                f"{weights}: tensor {name[:120]!r} is not one half of a rank-{rank} pair"
+            )
+        if value.dtype != np.float32 or not np.isfinite(value).all():
+            raise ArtifactError(f"{weights}: tensor {name[:120]!r} is not finite float32")
+    return Adapter(rank=rank, alpha=alpha, tensors=tensors)
+
+
+def _header_names(weights: Path) -> list[str]:
+    size = weights.stat().st_size
+    if not 8 < size <= _MAX_FILE_BYTES:
+        raise ArtifactError(f"{weights}: {size} bytes, over {_MAX_FILE_BYTES} or empty")
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise ArtifactError(f"{weights}: header of {length} bytes refused")
+        pairs = json.loads(file.read(length), object_pairs_hook=list)
+    names = [name for name, _ in pairs if name != "__metadata__"]
+    if len(set(names)) != len(names):
+        raise ArtifactError(f"{weights}: a tensor name stands twice in the header")
+    return names
+
+
+def _modules(spec: AdapterSpec, base: BaseModel) -> dict[str, tuple[int, int]]:
+    """Every adapted module of the base model, sorted, with its (out, in)."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for file in sorted(base.path.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as weights:
+            for name in weights.keys():  # noqa: SIM118 - safe_open is no mapping
+                module = name.removesuffix(".weight")
+                if module != name and module.rpartition(".")[2] in spec.target_modules:
+                    out, width = weights.get_slice(name).get_shape()
+                    shapes[module] = (out, width)
+    chosen = {}
+    for layer in spec.layers:
+        here = {m: s for m, s in shapes.items() if f".layers.{layer}." in m}
+        if {m.rpartition(".")[2] for m in here} != set(spec.target_modules):
+            raise InputError(
+                f"base model {base.name}: layer {layer} lacks one of {', '.join(spec.target_modules)}"
+            )
+        chosen.update(here)
+    return dict(sorted(chosen.items()))

@@ -1,0 +1,336 @@
+"""Signed, content-addressed artifacts, and the signed channels that point to them.
+
+An artifact is a folder: an adapter's files, ``manifest.json`` (what it is, where it comes
+from, what it guarantees, the digest of every file) and ``manifest.sig`` (Ed25519 over the
+manifest's canonical bytes). Its name is the digest of its manifest, so a name always means
+the same bytes. A channel is a signed pointer: what one tenant is served now.
+
+Every signature is made over a label and the bytes, so that no signature of one kind can be
+shown as another.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from handbill.errors import ArtifactError, InputError
+
+MANIFEST_FILE: Final = "manifest.json"
+SIGNATURE_FILE: Final = "manifest.sig"
+MANIFEST_LABEL: Final = b"handbill/v1/manifest\0"
+CHANNEL_LABEL: Final = b"handbill/v1/channel\0"
+GLOBAL_CHANNEL: Final = "_global"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_TENANT = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
+_MAX_JSON_BYTES: Final = 1024 * 1024
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string of a JSON value: sorted keys, no spaces, UTF-8, no NaN."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def sha256_digest(data: bytes) -> str:
+    """``sha256:<hex>`` of some bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def utc_now() -> str:
+    """The time now, ISO 8601 UTC in seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_tenant(tenant: str) -> str:
+    """Return a tenant or shop id that is safe as a name of files, or raise.
+
+    Raises:
+        InputError: Not lower-case letters, digits and hyphens, 2 to 63 of them.
+    """
+    if not _TENANT.fullmatch(tenant):
+        raise InputError(f"id {tenant[:80]!r}: use 2 to 63 lower-case letters, digits and hyphens")
+    return tenant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file of an artifact."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an artifact is, where it comes from and what it guarantees.
+
+    Attributes:
+        kind: ``global`` (from a round) or ``tenant`` (one merchant's own, on top of a global).
+        tenant: Whose it is; empty for global.
+        version: Rises by one per kind and tenant.
+        parent: Digest of the artifact it continues; empty for the first.
+        metrics: Numbers measured before it was signed.
+        privacy: DP statements, one per contributing merchant (:mod:`handbill.privacy.statement`).
+    """
+
+    kind: str
+    tenant: str = ""
+    version: int
+    base_name: str
+    base_digest: str
+    files: dict[str, FileEntry]
+    parent: str = ""
+    run: str = ""
+    round: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    privacy: list[dict[str, Any]] = field(default_factory=list)
+    created: str
+    format: int = 1
+
+    @property
+    def digest(self) -> str:
+        """The artifact's name."""
+        return sha256_digest(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON, which is what is signed."""
+        return canonical_json(asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Manifest":
+        """Read a manifest; unknown or missing fields are refused."""
+        try:
+            fields = json.loads(data)
+            fields["files"] = {n: FileEntry(**entry) for n, entry in fields["files"].items()}
+            manifest = cls(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ArtifactError(f"manifest is not in handbill's format ({error})") from error
+        if manifest.format != 1 or manifest.kind not in {"global", "tenant"}:
+            raise ArtifactError(f"manifest of format {manifest.format}, kind {manifest.kind!r}")
+        return manifest
+
+
+def load_or_create_key(path: Path) -> Ed25519PrivateKey:
+    """Read a signing key, or make one: mode 0600, the public half beside it as ``.pub``."""
+    if path.is_file():
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise InputError(f"{path}: not an Ed25519 private key")
+        return key
+    key = Ed25519PrivateKey.generate()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(private)
+    path.with_suffix(".pub").write_bytes(public_pem(key.public_key()))
+    return key
+
+
+def public_pem(key: Ed25519PublicKey) -> bytes:
+    """A public key as PEM."""
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def load_public_key(source: Path | bytes) -> Ed25519PublicKey:
+    """Read a public key from a PEM file or its bytes."""
+    name = "public key" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        key = serialization.load_pem_public_key(data)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a readable public key ({error})") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise InputError(f"{name}: not an Ed25519 public key")
+    return key
+
+
+def describe_files(folder: Path) -> dict[str, FileEntry]:
+    """Digest and size of every file of an adapter folder (manifest and signature aside)."""
+    entries = {}
+    for file in sorted(folder.iterdir()):
+        if file.name in {MANIFEST_FILE, SIGNATURE_FILE}:
+            continue
+        if file.is_symlink() or not file.is_file():
+            raise ArtifactError(f"{file}: an artifact holds plain files only")
+        with file.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        entries[file.name] = FileEntry(sha256=digest, size_bytes=file.stat().st_size)
+    return entries
+
+
+def seal(folder: Path, *, key: Ed25519PrivateKey, **fields: Any) -> Manifest:
+    """Describe an adapter folder in a manifest, sign it, and write both into the folder.
+
+    Args:
+        folder: An adapter's files.
+        key: The publisher's signing key.
+        **fields: Fields of :class:`Manifest` except ``files`` (and ``created``, if not given).
+    """
+    fields.setdefault("created", utc_now())
+    manifest = Manifest(files=describe_files(folder), **fields)
+    (folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+    (folder / SIGNATURE_FILE).write_text(key.sign(MANIFEST_LABEL + manifest.to_bytes()).hex())
+    return manifest
+
+
+def verify(folder: Path, public_key: Ed25519PublicKey) -> Manifest:
+    """Check an artifact: signature first, then the size and digest of every file.
+
+    Raises:
+        ArtifactError: Naming the file that is missing, extra or changed.
+    """
+    data = _read_small(folder / MANIFEST_FILE)
+    _check_signature(folder / SIGNATURE_FILE, MANIFEST_LABEL + data, public_key)
+    manifest = Manifest.from_bytes(data)
+    found = describe_files(folder)
+    for name in sorted(found.keys() | manifest.files.keys()):
+        if found.get(name) != manifest.files.get(name):
+            raise ArtifactError(f"{folder / name}: missing, extra or changed since it was signed")
+    return manifest
+
+
+class ArtifactStore:
+    """A folder of sealed artifacts, each named by the digest of its manifest."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, digest: str) -> Path:
+        """Where an artifact lies, or would lie.
+
+        Raises:
+            InputError: Not a digest.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise InputError(f"{digest[:80]!r} is not an artifact digest (sha256:...)")
+        return self.root / digest.removeprefix("sha256:")
+
+    def __contains__(self, digest: str) -> bool:
+        return (self.path(digest) / MANIFEST_FILE).is_file()
+
+    def __iter__(self) -> Iterator[str]:
+        """Digests of all artifacts in the store."""
+        if self.root.is_dir():
+            for folder in sorted(self.root.iterdir()):
+                if re.fullmatch(r"[0-9a-f]{64}", folder.name):
+                    yield f"sha256:{folder.name}"
+
+    def add(self, folder: Path) -> str:
+        """Copy a sealed artifact in: complete and on disk, or not there at all.
+
+        Returns:
+            Its digest.
+        """
+        digest = Manifest.from_bytes(_read_small(folder / MANIFEST_FILE)).digest
+        target = self.path(digest)
+        if digest in self:
+            return digest
+        self.root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=self.root, prefix=".adding-"))
+        try:
+            for file in folder.iterdir():
+                shutil.copyfile(file, temporary / file.name)
+                _fsync(temporary / file.name)
+            _fsync(temporary)
+            temporary.chmod(0o755)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _fsync(self.root)
+        return digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """What one tenant is served ("" is everyone's default); ``serial`` only ever rises."""
+
+    tenant: str
+    digest: str
+    serial: int
+    published: str
+
+
+def write_channel(root: Path, channel: Channel, key: Ed25519PrivateKey) -> None:
+    """Sign a channel and put it in place in one rename."""
+    folder = root / "channels"
+    folder.mkdir(parents=True, exist_ok=True)
+    body = asdict(channel)
+    signature = key.sign(CHANNEL_LABEL + canonical_json(body)).hex()
+    target = _channel_path(root, channel.tenant)
+    temporary = target.with_suffix(".new")
+    temporary.write_bytes(canonical_json({"channel": body, "signature": signature}))
+    _fsync(temporary)
+    temporary.rename(target)
+    _fsync(folder)
+
+
+def read_channel(root: Path, tenant: str, public_key: Ed25519PublicKey) -> Channel | None:
+    """Read a channel; None when there is none.
+
+    Raises:
+        ArtifactError: Its signature is not the publisher's, or it is another tenant's.
+    """
+    path = _channel_path(root, tenant)
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(_read_small(path))
+        body: Mapping[str, Any] = document["channel"]
+        public_key.verify(
+            bytes.fromhex(document["signature"]), CHANNEL_LABEL + canonical_json(body)
+        )
+        channel = Channel(**body)
+    except (ValueError, KeyError, TypeError, InvalidSignature) as error:
+        raise ArtifactError(f"{path}: not signed by this registry's publisher") from error
+    if channel.tenant != tenant:
+        raise ArtifactError(f"{path}: is the channel of another tenant")
+    return channel
+
+
+def _channel_path(root: Path, tenant: str) -> Path:
+    name = check_tenant(tenant) if tenant else GLOBAL_CHANNEL
+    return root / "channels" / f"{name}.json"
+
+
+def _check_signature(path: Path, signed: bytes, public_key: Ed25519PublicKey) -> None:
+    try:
+        public_key.verify(bytes.fromhex(_read_small(path).decode()), signed)
+    except (InvalidSignature, ValueError) as error:
+        raise ArtifactError(f"{path}: not the publisher's signature of the manifest") from error
+
+
+def _read_small(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ArtifactError(f"{path}: larger than {_MAX_JSON_BYTES} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,76 @@
+"""The errors handbill raises on purpose.
+
+Every one is a :class:`HandbillError`: its message names what was refused and what to do, and
+is safe to show (no personal data). The command line prints it in one line and exits with 1;
+the HTTP service maps ``status_code``.
+"""
+
+from typing import ClassVar
+
+
+class HandbillError(Exception):
+    """Base of every error handbill raises on purpose."""
+
+    status_code: ClassVar[int] = 500
+
+
+class InputError(HandbillError):
+    """A file, field or option the user gave cannot be used."""
+
+    status_code = 400
+
+
+class MissingError(HandbillError):
+    """A named thing does not exist, or is not the caller's to see."""
+
+    status_code = 404
+
+
+class ArtifactError(HandbillError):
+    """An artifact, manifest or channel does not match its digest, signature or schema."""
+
+    status_code = 422
+
+
+class PolicyError(HandbillError):
+    """The merchant's own policy refuses what the server asked for."""
+
+    status_code = 403
+
+
+class ProtocolError(HandbillError):
+    """A message of the round is malformed, unsigned, replayed or out of order."""
+
+    status_code = 400
+
+
+class NonFiniteUpdateError(ProtocolError):
+    """An update holds NaN or infinity, which no clipping can bound."""
+
+
+class RoundError(HandbillError):
+    """A round could not be committed; the last committed round stands."""
+
+    status_code = 409
+
+
+class BudgetExhaustedError(HandbillError):
+    """The next private step would pass the merchant's privacy limit; nothing was spent."""
+
+    status_code = 409
+
+    def __init__(self, *, after: float, limit: float, delta: float) -> None:
+        super().__init__(
+            f"privacy budget: this training would bring epsilon to {after:.3f} at delta {delta:.2e}, "
+            f"over the limit {limit:.3f} of this shop's policy; refused, nothing was spent. "
+            f"Raise epsilon_limit in policy.toml only if your shoppers were promised no less."
+        )
+        self.after = after
+        self.limit = limit
+        self.delta = delta
+
+
+class LedgerError(HandbillError):
+    """The privacy ledger is damaged, edited or older than what was already released."""
+
+    status_code = 409
