@@ -1,0 +1,97 @@
+"""From a record's cells to clean fields, or to the reason why it is set aside.
+
+A reason names the column, never what stands in it: it may be printed and logged.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+
+from handbill.clients.tables import Record, text_problem
+
+MAX_COPY_CHARS: Final = 2_000
+MAX_FIELD_CHARS: Final = 20_000
+MAX_ID_CHARS: Final = 256
+
+# Kinds of behaviour, with the words other systems use for them.
+EVENT_KINDS: Final[dict[str, str]] = {
+    **{kind: kind for kind in ("view", "search", "cart", "favourite", "purchase", "rating")},
+    "pv": "view",
+    "click": "view",
+    "fav": "favourite",
+    "favorite": "favourite",
+    "add_to_cart": "cart",
+    "buy": "purchase",
+    "order": "purchase",
+}
+
+# An amount with at most a short currency name or sign on one side: 12.50, £12.50, 12,50 EUR.
+# No sign and no exponent fits, so negative, NaN and infinite prices do not.
+_PRICE: Final = re.compile(r"[^\d\s.,+-]{0,4}\s?\d+(?:[.,]\d+)*\s?[^\d\s.,+-]{0,4}")
+
+
+def clean_cells(
+    record: Record, columns: Mapping[str, str], *, must: tuple[str, ...]
+) -> tuple[dict[str, str], str]:
+    """The mapped cells of a record, cleaned, and why they cannot be used ("" when they can).
+
+    Ids lose surrounding space only; other fields are brought to Unicode NFC and their runs of
+    white space to one space, except that copy keeps its line breaks.
+
+    Args:
+        record: One record of a table.
+        columns: Field to column name.
+        must: Fields that may not be empty.
+    """
+    if record.problem:
+        return {}, record.problem
+    cells: dict[str, str] = {}
+    for name, column in columns.items():
+        value = record.values.get(column, "")
+        problem = text_problem(value) or _too_long(name, value)
+        cells[name] = _clean(name, value)
+        if not problem and not cells[name]:
+            problem = "empty" if name in must else ""
+        elif not problem:
+            problem = _field_problem(name, cells[name])
+        if problem:
+            return {}, f"{column}: {problem}"
+    return cells, ""
+
+
+def _clean(name: str, value: str) -> str:
+    if name in {"user", "item"}:
+        return value.strip()
+    value = unicodedata.normalize("NFC", value)
+    if name == "text":
+        return value.replace("\r\n", "\n").replace("\r", "\n").strip()
+    return " ".join(value.split())
+
+
+def _too_long(name: str, value: str) -> str:
+    limit = {"text": MAX_COPY_CHARS, "user": MAX_ID_CHARS, "item": MAX_ID_CHARS}.get(
+        name, MAX_FIELD_CHARS
+    )
+    return f"longer than {limit} characters" if len(value) > limit else ""
+
+
+def _field_problem(name: str, value: str) -> str:
+    if name == "price" and not _PRICE.fullmatch(value):
+        return "not a price (negative, not a number, or more than an amount and a currency)"
+    if name == "kind" and value.lower() not in EVENT_KINDS:
+        return f"not a kind of event; use {', '.join(dict.fromkeys(EVENT_KINDS.values()))}"
+    if name == "time" and not _is_time(value):
+        return "not a time; use ISO 8601 or seconds since 1970"
+    return ""
+
+
+def _is_time(value: str) -> bool:
+    if re.fullmatch(r"[0-9]{1,15}(\.[0-9]+)?", value):
+        return True
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
