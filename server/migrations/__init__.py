@@ -1,0 +1,1 @@
+"""Schema changes of the operator's database, oldest first in ``versions/``."""

@@ -1,0 +1,52 @@
+"""The signed files that others read, written from the rows that are the truth.
+
+Each function is called inside a unit of work, under its one-writer lock: the newest row wins, and
+an older head or channel is never written over a newer one. A file that a crash left behind its
+row is written again at the next start.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from handbill.errors import ArtifactError
+from handbill.generator.artifacts import Channel, read_channel, write_channel
+from handbill.server.audit import sign_head
+from handbill.server.repository import UnitOfWork
+
+HEAD_FILE: Final = "audit-head.json"
+
+
+class Outbox:
+    """Writes below ``root``, signs with ``key``."""
+
+    def __init__(self, root: Path, key: Ed25519PrivateKey) -> None:
+        self._root = root
+        self._key = key
+
+    def write_head(self, uow: UnitOfWork) -> None:
+        """Sign the audit chain's last committed entry."""
+        head = uow.audit.head()
+        if head is not None:
+            temporary = self._root / f"{HEAD_FILE}.new"
+            temporary.write_bytes(sign_head(head, self._key))
+            temporary.replace(self._root / HEAD_FILE)
+
+    def write_channel(self, uow: UnitOfWork, tenant: str) -> tuple[Channel, bool]:
+        """Make a channel's file say what its newest row says.
+
+        Returns:
+            The channel, and whether the file had to be written.
+        """
+        step = uow.channels.history(tenant)[-1]
+        wanted = Channel(
+            tenant=tenant, digest=step.digest, serial=step.serial, published=step.published_at
+        )
+        try:
+            found = read_channel(self._root, tenant, self._key.public_key())
+        except ArtifactError:
+            found = None  # damaged or forged: write it again
+        if found != wanted:
+            write_channel(self._root, wanted, self._key)
+        return wanted, found != wanted

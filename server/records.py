@@ -1,0 +1,127 @@
+"""The facts the operator keeps, as plain values: what repositories take and return.
+
+Times are ISO 8601 in UTC, digests ``sha256:<hex>``, sizes bytes. A tenant of ``""`` means the
+model everybody shares. Field names equal the columns of ``orm.py``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+from handbill.errors import RoundError
+from handbill.generator.artifacts import canonical_json, sha256_digest
+
+Stage = Literal["global", "personal"]
+RoundStatus = Literal["open", "committed", "abandoned"]
+RunStatus = Literal["running", "finished", "failed"]
+STAGES: Final = ("global", "personal")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merchant:
+    """A shop that may train: its signing key (PEM) and its Flower node key."""
+
+    id: str
+    name: str
+    public_key: str
+    node_key: str
+    enrolled_at: str
+    revoked_at: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training run: a base model, a recipe and an adapter specification."""
+
+    id: str
+    base_name: str
+    base_digest: str
+    recipe: dict[str, Any]
+    adapter: dict[str, Any]
+    started_at: str
+    status: RunStatus = "running"
+    ended_at: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One attempt at one round of a run; at most one attempt is ever ``committed``."""
+
+    run: str
+    number: int
+    stage: Stage
+    attempt: int
+    opened_at: str
+    status: RoundStatus = "open"
+    cohort: list[str] = field(default_factory=list)
+    survivors: list[str] = field(default_factory=list)
+    parent: str = ""
+    aggregate: str = ""
+    ledger_heads: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0
+    closed_at: str = ""
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise RoundError(f"round stage {self.stage!r} is not one of {', '.join(STAGES)}")
+        if self.number < 1:
+            raise RoundError(f"round number {self.number} is not 1 or more")
+        if strangers := sorted(set(self.survivors) - set(self.cohort)):
+            raise RoundError(f"{self.name}: survivors outside the cohort: {', '.join(strangers)}")
+        for name, value in self.metrics.items():
+            if not math.isfinite(value):
+                raise RoundError(f"{self.name}: metric {name} is {value}, not a finite number")
+
+    @property
+    def name(self) -> str:
+        """Return ``run/stage/number``, the round's name in messages and in the audit chain."""
+        return f"{self.run}/{self.stage}/{self.number}"
+
+    def facts(self) -> str:
+        """Return the digest of everything here, which the audit entry of a commit holds."""
+        return sha256_digest(canonical_json(asdict(self)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """One sealed adapter in the store; ``path`` is relative to the registry's folder."""
+
+    digest: str
+    kind: str
+    tenant: str
+    version: int
+    path: str
+    manifest: dict[str, Any]
+    size_bytes: int
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """One step of a tenant's channel history; the highest ``serial`` is what is served."""
+
+    tenant: str
+    serial: int
+    digest: str
+    action: Literal["publish", "rollback"]
+    published_at: str
+
+    @property
+    def name(self) -> str:
+        """Return ``tenant#serial``, the step's name in the audit chain."""
+        return f"{self.tenant or 'global'}#{self.serial}"
+
+
+def still_published(history: Sequence[Publication]) -> list[str]:
+    """Return the digests that a channel can go back through; the last is served now."""
+    digests: list[str] = []
+    for step in history:
+        if step.action == "rollback":
+            digests = digests[:-1]
+        else:
+            digests.append(step.digest)
+    return digests

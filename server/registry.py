@@ -1,0 +1,370 @@
+"""The registry: what was trained, what is served, and the proof of both.
+
+A file comes first and its row after, inside one transaction: :class:`ArtifactStore` puts the
+sealed folder on disk, then {round, artifact, ledger heads, audit entry} commit together. A crash
+in between leaves a folder that no row names, which :meth:`Registry.recover` removes. Publishing is
+the other way round: the row is the truth, the signed channel file is written from it and written
+again whenever they differ. Both happen under the database's one-writer lock.
+
+Folder: ``<home>/registry/{store/<hex>/, channels/<tenant>.json, publisher.pub, audit-head.json}``.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from handbill.errors import ArtifactError, MissingError, RoundError
+from handbill.generator import artifacts
+from handbill.generator.artifacts import (
+    ArtifactStore,
+    Channel,
+    Manifest,
+    canonical_json,
+    check_tenant,
+    sha256_digest,
+    utc_now,
+)
+from handbill.server.outbox import Outbox
+from handbill.server.records import (
+    Artifact,
+    Merchant,
+    Publication,
+    Round,
+    Run,
+    RunStatus,
+    Stage,
+    still_published,
+)
+from handbill.server.repository import Database, UnitOfWork
+
+log = logging.getLogger(__name__)
+
+PUBLISHER_KEY: Final = Path("keys/publisher.key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What :meth:`Registry.recover` put right."""
+
+    orphans: tuple[str, ...]
+    abandoned: tuple[str, ...]
+    channels: tuple[str, ...]
+
+
+class Registry:
+    """Everything the operator keeps, below ``home``, signed with ``key``.
+
+    Args:
+        home: The server's folder; made if it is not there.
+        key: The publisher's key; a registry belongs to one key for good.
+        url: Database; SQLite in ``home`` if empty.
+    """
+
+    def __init__(self, home: Path, key: Ed25519PrivateKey, *, url: str = "") -> None:
+        self.root = home / "registry"
+        self.store = ArtifactStore(self.root / "store")
+        self.public_key = key.public_key()
+        self._key = key
+        self._outbox = Outbox(self.root, key)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._claim()
+        self.database = Database(url or f"sqlite:///{home.absolute() / 'server.db'}")
+
+    # -- roster and runs ---------------------------------------------------------------------
+
+    def enrol(self, merchant: Merchant, *, actor: str = "operator") -> None:
+        """Put a merchant on the roster, or renew its keys."""
+        check_tenant(merchant.id)
+        with self.database.begin() as uow:
+            uow.merchants.put(merchant)
+            facts = sha256_digest(canonical_json(asdict(merchant)))
+            self._commit(uow, actor, "merchant.enrol", merchant.id, facts)
+
+    def revoke(self, merchant_id: str, *, actor: str = "operator") -> None:
+        """Take a merchant off the roster; its committed contributions stay."""
+        with self.database.begin() as uow:
+            merchant = uow.merchants.revoke(merchant_id)
+            self._commit(uow, actor, "merchant.revoke", merchant_id, merchant.revoked_at)
+
+    def start_run(self, run: Run, *, actor: str = "server") -> None:
+        """Write that a training run began."""
+        with self.database.begin() as uow:
+            uow.rounds.start_run(run)
+            self._commit(uow, actor, "run.start", run.id, run.base_digest)
+
+    def end_run(self, run_id: str, status: RunStatus, *, actor: str = "server") -> None:
+        """Write how a training run ended."""
+        with self.database.begin() as uow:
+            uow.rounds.end_run(run_id, status)
+            self._commit(uow, actor, "run.end", run_id, status)
+
+    # -- rounds ------------------------------------------------------------------------------
+
+    def open_round(self, run: str, number: int, stage: Stage, cohort: Sequence[str]) -> Round:
+        """Write that a round was begun, before anybody is asked to train.
+
+        Raises:
+            RoundError: the round is committed, or another attempt at it is open.
+        """
+        with self.database.begin() as uow:
+            attempt = uow.rounds.open(run, number, stage, list(cohort))
+            uow.commit()
+        return attempt
+
+    def abandon_round(self, attempt: Round, reason: str, *, actor: str = "server") -> None:
+        """Close an open attempt without a result."""
+        closed = replace(attempt, status="abandoned", closed_at=utc_now())
+        with self.database.begin() as uow:
+            uow.rounds.close(closed)
+            self._commit(uow, actor, "round.abandon", attempt.name, reason)
+
+    def commit_round(
+        self,
+        attempt: Round,
+        *,
+        folder: Path | None,
+        parent: str,
+        survivors: Sequence[str],
+        ledger_heads: Mapping[str, str],
+        metrics: Mapping[str, float],
+        bytes_down: int,
+        bytes_up: int,
+        seconds: float,
+        actor: str = "server",
+    ) -> Round:
+        """Commit an open attempt, once and for all.
+
+        Args:
+            attempt: What :meth:`open_round` returned.
+            folder: The sealed aggregate (:meth:`seal`); None for a personal round, whose
+                adapters were registered one by one.
+            parent: Digest of the artifact the round started from, "" for the base model.
+            survivors: Merchants whose updates are in the aggregate.
+            ledger_heads: Hash of each survivor's privacy ledger after its training.
+            metrics: Finite numbers.
+            bytes_down: To all merchants together.
+            bytes_up: From all merchants together.
+            seconds: From instruct to commit.
+            actor: Who commits, for the audit chain.
+
+        Raises:
+            RoundError: committed before, taken over by another coordinator, or a fact that
+                contradicts the sealed manifest. Nothing was written.
+            ArtifactError: the folder is not what was sealed.
+        """
+        manifest = None if folder is None else artifacts.verify(folder, self.public_key)
+        if manifest is None and attempt.stage == "global":
+            raise RoundError(f"{attempt.name}: a global round commits a sealed aggregate")
+        if manifest is not None:
+            sealed = (manifest.run, manifest.round, manifest.parent)
+            if sealed != (attempt.run, attempt.number, parent):
+                raise RoundError(f"{attempt.name}: the manifest was sealed for another round")
+        committed = replace(
+            attempt,
+            status="committed",
+            closed_at=utc_now(),
+            parent=parent,
+            aggregate="" if manifest is None else manifest.digest,
+            survivors=sorted(survivors),
+            ledger_heads=dict(ledger_heads),
+            metrics=dict(metrics),
+            bytes_down=bytes_down,
+            bytes_up=bytes_up,
+            seconds=seconds,
+        )
+        with self.database.begin() as uow:
+            uow.rounds.close(committed)
+            if folder is not None and manifest is not None:
+                self._add_artifact(uow, folder, manifest)
+            self._commit(uow, actor, "round.commit", attempt.name, committed.facts())
+        log.info("round_committed", extra={"round": attempt.name, "digest": committed.aggregate})
+        return committed
+
+    def last_committed(self, run: str, stage: Stage = "global") -> Round | None:
+        """Return where a run goes on: its committed round with the highest number."""
+        with self.database.begin() as uow:
+            return uow.rounds.last_committed(run, stage)
+
+    # -- artifacts ---------------------------------------------------------------------------
+
+    def seal(self, folder: Path, *, kind: str, tenant: str = "", **fields: Any) -> Manifest:
+        """Sign an adapter folder as the next version of its kind and tenant.
+
+        Args:
+            folder: An adapter's files.
+            kind: ``global`` or ``tenant``.
+            tenant: Whose it is, for kind ``tenant``.
+            **fields: The other fields of :class:`Manifest`.
+        """
+        with self.database.begin() as uow:
+            version = uow.artifacts.last_version(kind, tenant) + 1
+        return artifacts.seal(
+            folder, key=self._key, kind=kind, tenant=tenant, version=version, **fields
+        )
+
+    def register_tenant_artifact(self, folder: Path, *, actor: str = "server") -> Artifact:
+        """Add one tenant's own sealed adapter.
+
+        Raises:
+            ArtifactError: not sealed by this registry, not a tenant's, or not the next version.
+        """
+        manifest = artifacts.verify(folder, self.public_key)
+        if manifest.kind != "tenant":
+            raise ArtifactError(f"{folder}: kind {manifest.kind!r}; a round commits global ones")
+        check_tenant(manifest.tenant)
+        with self.database.begin() as uow:
+            artifact = self._add_artifact(uow, folder, manifest)
+            facts = f"{manifest.tenant} version {manifest.version}"
+            self._commit(uow, actor, "artifact.register", artifact.digest, facts)
+        return artifact
+
+    def _add_artifact(self, uow: UnitOfWork, folder: Path, manifest: Manifest) -> Artifact:
+        """Add rows first, then the folder; the caller commits, so the file is always first."""
+        expected = uow.artifacts.last_version(manifest.kind, manifest.tenant) + 1
+        if manifest.version != expected:
+            raise ArtifactError(
+                f"{folder}: version {manifest.version} sealed, but the next is {expected}; "
+                "seal it again"
+            )
+        if manifest.parent and uow.artifacts.get(manifest.parent) is None:
+            raise ArtifactError(f"{folder}: its parent {manifest.parent} is not in the registry")
+        artifact = Artifact(
+            digest=manifest.digest,
+            kind=manifest.kind,
+            tenant=manifest.tenant,
+            version=manifest.version,
+            path=str(self.store.path(manifest.digest).relative_to(self.root)),
+            manifest=asdict(manifest),
+            size_bytes=sum(entry.size_bytes for entry in manifest.files.values()),
+            created_at=manifest.created,
+        )
+        uow.artifacts.add(artifact)
+        self.store.add(folder)
+        return artifact
+
+    # -- channels ----------------------------------------------------------------------------
+
+    def publish(self, tenant: str, digest: str, *, actor: str = "operator") -> Channel:
+        """Serve an artifact to one tenant, or to everybody (tenant ``""``).
+
+        Publishing what is served already changes nothing but the file, if that was damaged.
+
+        Raises:
+            MissingError: no such artifact.
+            ArtifactError: it does not verify, or belongs to another tenant.
+        """
+        with self.database.begin() as uow:
+            artifact = uow.artifacts.get(digest)
+            if artifact is None:
+                raise MissingError(f"no artifact {digest} in this registry")
+            if artifact.tenant not in {"", tenant}:
+                raise ArtifactError(
+                    f"{digest}: is {artifact.tenant}'s own; it can be served to nobody else"
+                )
+            artifacts.verify(self.store.path(digest), self.public_key)
+            history = uow.channels.history(tenant)
+            if not history or history[-1].digest != digest:
+                self._step(uow, tenant, digest, "publish", actor)
+        with self.database.begin() as uow:
+            return self._outbox.write_channel(uow, tenant)[0]
+
+    def rollback(self, tenant: str = "", *, actor: str = "operator") -> Channel:
+        """Serve again what was published before; going back twice goes two steps back.
+
+        Raises:
+            MissingError: nothing was published before what is served now.
+        """
+        with self.database.begin() as uow:
+            published = still_published(uow.channels.history(tenant))
+            if len(published) < 2:
+                raise MissingError(f"channel {tenant or 'global'}: nothing was published before")
+            artifacts.verify(self.store.path(published[-2]), self.public_key)
+            self._step(uow, tenant, published[-2], "rollback", actor)
+        with self.database.begin() as uow:
+            return self._outbox.write_channel(uow, tenant)[0]
+
+    def _step(self, uow: UnitOfWork, tenant: str, digest: str, action: Any, actor: str) -> None:
+        if tenant:
+            check_tenant(tenant)
+        step = Publication(
+            tenant=tenant,
+            serial=len(uow.channels.history(tenant)) + 1,
+            digest=digest,
+            action=action,
+            published_at=utc_now(),
+        )
+        uow.channels.add(step)
+        self._commit(uow, actor, f"channel.{action}", step.name, digest)
+
+    # -- start-up ----------------------------------------------------------------------------
+
+    def recover(self, *, actor: str = "server") -> Recovery:
+        """Put right what a crash may have left; run it when a coordinator starts.
+
+        Removes folders that no row names, closes open attempts as abandoned (whoever opened them
+        cannot commit them any more), and writes channel files that differ from their row.
+        """
+        with self.database.begin() as uow:
+            open_rounds = [r for r in uow.rounds.all() if r.status == "open"]
+            for attempt in open_rounds:
+                uow.rounds.close(replace(attempt, status="abandoned", closed_at=utc_now()))
+                uow.audit.append(
+                    actor=actor,
+                    action="round.abandon",
+                    object_=attempt.name,
+                    result="open when the server started",
+                )
+            orphans = [digest for digest in self.store if uow.artifacts.get(digest) is None]
+            for digest in orphans:
+                shutil.rmtree(self.store.path(digest))
+            for leftover in self.store.root.glob(".adding-*"):
+                shutil.rmtree(leftover)
+            tenants = uow.channels.tenants()
+            rewritten = [t for t in tenants if self._outbox.write_channel(uow, t)[1]]
+            uow.commit()
+            self._outbox.write_head(uow)
+        found = Recovery(
+            orphans=tuple(orphans),
+            abandoned=tuple(r.name for r in open_rounds),
+            channels=tuple(rewritten),
+        )
+        log.info("registry_recovered", extra=asdict(found))
+        return found
+
+    def _commit(self, uow: UnitOfWork, actor: str, action: str, object_: str, result: str) -> None:
+        """Add the audit entry, commit, and sign the new head."""
+        uow.audit.append(actor=actor, action=action, object_=object_, result=result)
+        uow.commit()
+        self._outbox.write_head(uow)
+
+    def _claim(self) -> None:
+        path = self.root / "publisher.pub"
+        mine = artifacts.public_pem(self.public_key)
+        if not path.is_file():
+            path.write_bytes(mine)
+        elif path.read_bytes() != mine:
+            raise ArtifactError(
+                f"{path}: this registry belongs to another publishing key; use the key it was "
+                "made with"
+            )
+
+
+def open_registry(home: Path, *, create: bool = False) -> Registry:
+    """Open the registry of a server's home with its own key.
+
+    The database is ``HANDBILL_DATABASE`` (an environment variable, because a URL may hold a
+    password), or ``server.db`` in ``home``.
+
+    Raises:
+        MissingError: there is none and ``create`` is false.
+    """
+    if not create and not (home / PUBLISHER_KEY).is_file():
+        raise MissingError(f"{home}: no registry here; run handbill server init, or give --home")
+    key = artifacts.load_or_create_key(home / PUBLISHER_KEY)
+    return Registry(home, key, url=os.environ.get("HANDBILL_DATABASE", ""))

