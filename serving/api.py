@@ -1,0 +1,149 @@
+"""The HTTP gateway: OpenAI's endpoints for existing clients, and the product's own.
+
+The tenant comes from the key, never from the body. Text from outside is tokenised without
+special tokens (:mod:`handbill.generator.prompts`), so it cannot forge a turn.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+from uuid import uuid4
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from handbill.generator.prompts import plain_ids, render_chat, render_prompt
+from handbill.serving import refusals
+from handbill.serving.answers import (
+    Answer,
+    ChatAnswer,
+    ClosingStream,
+    CompletionAnswer,
+    CopyAnswer,
+    collect,
+    events,
+)
+from handbill.serving.errors import BadRequestError, ModelNotFoundError
+from handbill.serving.gate import Gate
+from handbill.serving.gateway import Gateway, Job
+from handbill.serving.requests import ChatBody, CompletionBody, CopyBody, Generation
+from handbill.serving.tenants import Caller
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+CallerOf = Annotated[Caller, Depends(_caller)]
+
+
+def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
+    """Make the app.
+
+    Args:
+        gateway: Started and closed with the app.
+        answers_request_id: Whether ``x-request-id`` is sent back from here.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        gateway.start()
+        yield
+        gateway.close()
+
+    # The pages of documentation would load scripts from elsewhere; the schema itself stays.
+    app = FastAPI(title="handbill", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(Gate, gateway=gateway, answers_request_id=answers_request_id)
+    refusals.install(app)
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatBody, request: Request) -> Response:
+        """Continue a conversation."""
+        prompt = render_chat(gateway.tokenizer, [message.pair() for message in body.messages])
+        return await _respond(gateway, request, ChatAnswer, body, [prompt])
+
+    @app.post("/v1/completions")
+    async def complete(body: CompletionBody, request: Request) -> Response:
+        """Continue a text."""
+        prompts = [plain_ids(gateway.tokenizer, text) for text in body.texts()]
+        return await _respond(gateway, request, CompletionAnswer, body, prompts)
+
+    @app.post("/v1/copy")
+    async def copy(body: CopyBody, request: Request) -> Response:
+        """Write copy for a product, for one shopper or for all."""
+        prompt = render_prompt(gateway.tokenizer, body.request())
+        return await _respond(gateway, request, CopyAnswer, body, [prompt])
+
+    @app.get("/v1/models")
+    async def models(caller: CallerOf) -> dict[str, Any]:
+        """The names the caller may use."""
+        return {"object": "list", "data": [_model(name) for name in gateway.models(caller)]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str, caller: CallerOf) -> dict[str, Any]:
+        """One of those names."""
+        if name not in gateway.models(caller):
+            raise ModelNotFoundError
+        return _model(name)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, Any]:
+        """Whether it can write copy."""
+        return {"status": "ready", **await gateway.health()}
+
+    return app
+
+
+async def _respond(
+    gateway: Gateway,
+    request: Request,
+    shape: type[Answer],
+    body: Generation,
+    prompts: list[list[int]],
+) -> Response:
+    """Run a request and answer it whole or as a stream."""
+    caller = _caller(request)
+    route = gateway.route(caller, body.model)
+    n = body.answers(gateway.config)
+    if len(prompts) * n > gateway.config.max_choices:
+        raise BadRequestError(f"prompt: at most {gateway.config.max_choices} answers at once")
+    if not all(prompts):
+        raise BadRequestError("prompt: is empty", param="prompt")
+    job = Job(
+        caller=caller,
+        request=request.state.request,
+        endpoint=request.url.path,
+        route=route,
+        prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(n)),
+        prompt_tokens=sum(map(len, prompts)),
+        sampling=body.sampling(gateway.config),
+    )
+    answer = shape(
+        id=f"hb-{uuid4().hex}",
+        model=body.model,
+        version=route.digest,
+        fingerprint=route.fingerprint,
+        n=len(job.prompts),
+        prompt_tokens=job.prompt_tokens,
+    )
+    pieces = gateway.run(job)
+    try:
+        if not body.stream:
+            return JSONResponse(await collect(answer, pieces))
+        # Until the first piece is there, a refusal is still a status and not an event.
+        first = await anext(pieces)
+    except BaseException:
+        await pieces.aclose()
+        raise
+    return ClosingStream(events(answer, first, pieces, include_usage=body.include_usage))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": int(time.time()), "owned_by": "handbill"}

@@ -1,0 +1,118 @@
+"""One frozen value that says how the service runs."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Self
+
+from handbill.errors import InputError
+
+PREFIX: Final = "HANDBILL_SERVING_"
+DTYPES: Final = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingConfig:
+    """How the service runs. Every field may come from the environment (:meth:`from_env`).
+
+    Attributes:
+        registry: The publisher's registry folder: ``store/``, ``channels/``, ``publisher.pub``.
+        state: This service's own folder: database, pepper, Ray's files.
+        base: Name, folder or hub id of the base model.
+        database_url: SQLAlchemy URL; SQLite in ``state`` when empty.
+        threads: Torch threads of the engine; 0 leaves it to torch.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        max_batch: Rows decoded together.
+        slots: Adapters held in memory beside the base model.
+        max_rank: Largest LoRA rank that is taken.
+        context_tokens: Longest prompt and answer together.
+        max_tokens: Longest answer a request may ask for.
+        max_choices: Most answers one request may ask for.
+        queue_limit: Sequences that may wait for a row, over all tenants.
+        poll_s: Seconds between two looks at the channels.
+        requests_per_minute: Per tenant, counted in answers (a request for 3 copies counts 3).
+        burst: Answers a tenant that was quiet may ask for at once.
+        concurrent: Requests of one tenant that may run at once.
+        max_body_bytes: Largest request body that is read.
+    """
+
+    registry: Path
+    state: Path
+    base: str = "smollm2-135m"
+    database_url: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 0
+    max_batch: int = 16
+    slots: int = 16
+    max_rank: int = 64
+    context_tokens: int = 1024
+    max_tokens: int = 256
+    max_choices: int = 8
+    queue_limit: int = 128
+    poll_s: float = 1.0
+    requests_per_minute: float = 600.0
+    burst: int = 60
+    concurrent: int = 16
+    max_body_bytes: int = 64 * 1024
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_batch",
+            "slots",
+            "max_rank",
+            "max_tokens",
+            "max_choices",
+            "queue_limit",
+            "burst",
+            "concurrent",
+            "max_body_bytes",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.context_tokens <= self.max_tokens:
+            raise InputError(
+                f"context_tokens={self.context_tokens} leaves no prompt beside "
+                f"max_tokens={self.max_tokens}"
+            )
+        if self.burst < self.max_choices:
+            raise InputError(f"burst={self.burst} is below max_choices={self.max_choices}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.device != "cpu" and self.device.partition(":")[0] != "cuda":
+            raise InputError(f"device={self.device!r} is not cpu, cuda or cuda:N")
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"port={self.port} not in [0, 65535]")
+        if self.poll_s <= 0 or self.requests_per_minute <= 0:
+            raise InputError("poll_s and requests_per_minute must be positive")
+
+    @property
+    def url(self) -> str:
+        """The database's URL."""
+        return self.database_url or f"sqlite:///{self.state.resolve() / 'serving.db'}"
+
+    @property
+    def pepper(self) -> Path:
+        """The file of the secret that API keys are hashed with."""
+        return self.state / "pepper"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> Self:
+        """Fields from ``HANDBILL_SERVING_<FIELD>``; values given here (not None) win.
+
+        Raises:
+            InputError: A variable that does not parse, by its name.
+        """
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            variable = PREFIX + field.name.upper()
+            if variable in environ:
+                parse = field.type if callable(field.type) else str
+                try:
+                    values[field.name] = parse(environ[variable])
+                except ValueError as error:
+                    raise InputError(f"{variable}={environ[variable]!r}: {error}") from error
+        return cls(**{**values, **{k: v for k, v in given.items() if v is not None}})

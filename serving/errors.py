@@ -1,0 +1,90 @@
+"""What the gateway refuses, each with its HTTP status and OpenAI error code."""
+
+from typing import ClassVar
+
+from handbill.errors import HandbillError
+
+
+class GatewayError(HandbillError):
+    """A refused request. ``kind`` and ``code`` are OpenAI's error ``type`` and ``code``."""
+
+    kind: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class BadRequestError(GatewayError):
+    """A field of the request cannot be used."""
+
+    status_code = 400
+    kind = "invalid_request_error"
+    code = "invalid_value"
+
+
+class ContextLengthError(BadRequestError):
+    """Prompt and answer together do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class InvalidKeyError(GatewayError):
+    """No key, an unknown key, a wrong secret, or a revoked or expired key: all one answer."""
+
+    status_code = 401
+    kind = "authentication_error"
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("Incorrect API key provided. Send `Authorization: Bearer hb_...`.")
+
+
+class ModelNotFoundError(GatewayError):
+    """A model name that is not the caller's: whether it exists elsewhere is not told."""
+
+    status_code = 404
+    kind = "invalid_request_error"
+    code = "model_not_found"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model does not exist or you do not have access to it. GET /v1/models lists yours.",
+            param="model",
+        )
+
+
+class TooLargeError(GatewayError):
+    """The request's body is larger than the gateway reads."""
+
+    status_code = 413
+    kind = "invalid_request_error"
+    code = "request_too_large"
+
+
+class RateLimitError(GatewayError):
+    """A tenant asks faster, or more at once, than its limits allow."""
+
+    status_code = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(GatewayError):
+    """The service cannot take this request now; the same request may succeed later."""
+
+    status_code = 503
+    kind = "server_error"
+    code = "unavailable"
+    retry_after_s = 1.0
+
+
+class BusyError(UnavailableError):
+    """The engine's queue is full."""
+
+    code = "overloaded"

@@ -1,0 +1,94 @@
+"""What every request passes before anything reads it: a name, a key, a size."""
+
+import re
+from collections.abc import MutableMapping
+from typing import Any
+from uuid import uuid4
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from handbill.errors import HandbillError
+from handbill.serving.errors import InvalidKeyError, TooLargeError
+from handbill.serving.gateway import Gateway
+from handbill.serving.refusals import refusal
+from handbill.serving.tenants import Caller
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Gate:
+    """Middleware: request id, API key (everything under ``/v1``), size of the body.
+
+    Args:
+        app: What is behind the gate.
+        gateway: Knows tenants and limits.
+        answers_request_id: Send ``x-request-id`` back; off where a proxy does.
+    """
+
+    def __init__(self, app: ASGIApp, *, gateway: Gateway, answers_request_id: bool) -> None:
+        self._app = app
+        self._gateway = gateway
+        self._answers_request_id = answers_request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state["request"] = request
+
+        async def named_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._answers_request_id:
+                MutableHeaders(scope=message)["x-request-id"] = request
+            await send(message)
+
+        try:
+            if scope["path"] == "/v1" or scope["path"].startswith("/v1/"):
+                state["caller"] = await self._authenticate(scope, headers)
+            body = await self._read(headers, receive)
+        except HandbillError as error:
+            await refusal(error)(scope, receive, named_send)
+            return
+        await self._app(scope, _replay(body, receive), named_send)
+
+    async def _authenticate(self, scope: Scope, headers: Headers) -> Caller:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip() if scheme.lower() == "bearer" else ""
+        try:
+            # In a thread: it asks the database, and event loops wait for nobody.
+            return await run_in_threadpool(self._gateway.tenants.authenticate, given)
+        except InvalidKeyError:
+            self._gateway.limits.stranger((scope.get("client") or ("?",))[0])
+            raise
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        limit = self._gateway.config.max_body_bytes
+        declared = headers.get("content-length", "0")
+        body = bytearray()
+        more = True
+        while more and not (declared.isdecimal() and int(declared) > limit) and len(body) <= limit:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message["type"] == "http.request" and message.get("more_body", False)
+        if more or len(body) > limit:
+            raise TooLargeError(f"The request's body is over {limit} bytes.")
+        return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

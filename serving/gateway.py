@@ -1,0 +1,194 @@
+"""From an authenticated request to answers: route, limits, engine, usage. No HTTP here."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from handbill.errors import HandbillError
+from handbill.serving.config import ServingConfig
+from handbill.serving.errors import ModelNotFoundError, UnavailableError
+from handbill.serving.limits import Limits
+from handbill.serving.orm import utc_now
+from handbill.serving.registry import Registry, Route
+from handbill.serving.repository import Usage
+from handbill.serving.sequences import Delta, Engine, Sampling, Sequence
+from handbill.serving.tenants import Caller, Tenants
+
+log = logging.getLogger(__name__)
+
+# A registry that was not looked at for so many polls is stale.
+_STALE_POLLS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One request, ready to run: its answers share a route.
+
+    Attributes:
+        prompts: Token ids, one per answer.
+        prompt_tokens: Counted once per prompt that was given.
+    """
+
+    caller: Caller
+    request: str
+    endpoint: str
+    route: Route
+    prompts: tuple[tuple[int, ...], ...]
+    prompt_tokens: int
+    sampling: Sampling
+
+
+class Gateway:
+    """Everything a request needs, made once per process."""
+
+    def __init__(
+        self,
+        config: ServingConfig,
+        *,
+        engine: Engine,
+        registry: Registry,
+        tenants: Tenants,
+        tokenizer: Any,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.tenants = tenants
+        self.limits = Limits(
+            per_minute=config.requests_per_minute,
+            burst=config.burst,
+            concurrent=config.concurrent,
+        )
+        self._engine = engine
+        self._registry = registry
+
+    def start(self) -> None:
+        """Begin to follow the registry."""
+        self._registry.start(self.config.poll_s)
+
+    def close(self) -> None:
+        """Stop following the registry; write what usage is left."""
+        self._registry.close()
+        self.tenants.close()
+
+    def models(self, caller: Caller) -> list[str]:
+        """Every name the caller may use, all of them for what it is served now."""
+        return _names(caller, self._registry.route(caller.tenant))
+
+    def route(self, caller: Caller, model: str) -> Route:
+        """What the caller is served. The tenant decides, the name can only agree.
+
+        Raises:
+            ModelNotFoundError: Any other name, whether or not it exists for someone else.
+        """
+        route = self._registry.route(caller.tenant)
+        if model not in _names(caller, route):
+            raise ModelNotFoundError
+        return route
+
+    async def run(self, job: Job) -> AsyncGenerator[tuple[int, Delta], None]:
+        """Stream the answers, each piece with its answer's index.
+
+        However it ends, also when the reader goes away, the rows are given back and the
+        request's usage is written.
+        """
+        with self.limits.admit(job.caller.tenant, len(job.prompts)):
+            started_at, started_s, written = utc_now(), time.monotonic(), 0
+            outcome = "disconnect"
+            try:
+                async with aclosing(_merge(self._streams(job))) as pieces:
+                    async for index, delta in pieces:
+                        written += delta.n_tokens
+                        yield index, delta
+                outcome = "done"
+            except HandbillError:
+                outcome = "error"
+                raise
+            finally:
+                usage = Usage(
+                    tenant=job.caller.tenant,
+                    key=job.caller.key,
+                    request=job.request,
+                    endpoint=job.endpoint,
+                    artifact=job.route.digest,
+                    prompt_tokens=job.prompt_tokens,
+                    completion_tokens=written,
+                    outcome=outcome,
+                    started_at=started_at,
+                    duration_ms=round((time.monotonic() - started_s) * 1000),
+                )
+                self.tenants.record(usage)
+                log.info("request_ended", extra={"tenant": usage.tenant, "outcome": outcome})
+
+    async def health(self) -> dict[str, int]:
+        """Counts for the operator.
+
+        Raises:
+            UnavailableError: The engine does not answer, or the registry was not looked at.
+        """
+        if time.monotonic() - self._registry.refreshed_at > _STALE_POLLS * self.config.poll_s:
+            raise UnavailableError("The registry is not being followed.")
+        stats = await self._engine.stats()
+        return {
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "adapters": stats.adapters,
+            "refused_publications": self._registry.refused,
+        }
+
+    def _streams(self, job: Job) -> list[AsyncGenerator[Delta, None]]:
+        return [
+            self._engine.submit(
+                Sequence(
+                    tenant=job.caller.tenant,
+                    prompt=prompt,
+                    adapter=job.route.adapter,
+                    sampling=job.sampling.for_answer(index),
+                )
+            )
+            for index, prompt in enumerate(job.prompts)
+        ]
+
+
+def _names(caller: Caller, route: Route) -> list[str]:
+    return [
+        "handbill",
+        "default",
+        caller.tenant,
+        f"{caller.tenant}@{route.version}",
+        route.digest,
+    ]
+
+
+async def _merge(
+    streams: list[AsyncGenerator[Delta, None]],
+) -> AsyncGenerator[tuple[int, Delta], None]:
+    """Pieces of several streams as they come; closes all of them when it ends."""
+    ready: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncGenerator[Delta, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for delta in stream:
+                    ready.put_nowait((index, delta))
+            ready.put_nowait(None)
+        except Exception as error:  # noqa: BLE001 - handed to the reader below
+            ready.put_nowait(error)
+
+    pumps = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
+    try:
+        running = len(pumps)
+        while running:
+            item = await ready.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in pumps:
+            task.cancel()

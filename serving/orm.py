@@ -1,0 +1,79 @@
+"""Tables of the serving database: tenants, keys, usage, channel marks."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import DateTime, Engine, ForeignKey, Index, String, create_engine, event
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """All tables; :mod:`handbill.serving.migrations` makes them."""
+
+
+class TenantRow(Base):
+    """Someone who is served."""
+
+    __tablename__ = "tenant"
+    id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[datetime] = mapped_column(DateTime)
+
+
+class KeyRow(Base):
+    """An API key: a MAC of it, never the key."""
+
+    __tablename__ = "api_key"
+    id: Mapped[str] = mapped_column(String(8), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), index=True)
+    mac: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(DateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(DateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(DateTime)
+
+
+class UsageRow(Base):
+    """One request that was answered, in part or whole. Holds counts, no text."""
+
+    __tablename__ = "usage"
+    __table_args__ = (Index("ix_usage_tenant_time", "tenant_id", "started_at"),)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    key_id: Mapped[str] = mapped_column(String(8))
+    request_id: Mapped[str] = mapped_column(String(64))
+    endpoint: Mapped[str] = mapped_column(String(32))
+    artifact: Mapped[str] = mapped_column(String(71))
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    outcome: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[datetime] = mapped_column(DateTime)
+    duration_ms: Mapped[int]
+
+
+class MarkRow(Base):
+    """The newest serial seen of a channel, so that none ever goes back."""
+
+    __tablename__ = "channel_mark"
+    channel: Mapped[str] = mapped_column(String(63), primary_key=True)
+    serial: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(71))
+
+
+def utc_now() -> datetime:
+    """The time now, UTC, without a zone (as every database stores it alike)."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def connect(url: str) -> Engine:
+    """Open a database. SQLite is set to survive a power cut and to enforce references."""
+    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

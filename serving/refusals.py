@@ -1,0 +1,71 @@
+"""Errors as HTTP: every refusal has OpenAI's shape and says nothing about other tenants."""
+
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from handbill.errors import ArtifactError, HandbillError
+from handbill.serving.errors import BadRequestError, GatewayError
+
+log = logging.getLogger(__name__)
+
+
+def error_body(error: HandbillError) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers of an error that was raised on purpose."""
+    headers = {}
+    wait_s = getattr(error, "retry_after_s", None)
+    if wait_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+    if isinstance(error, GatewayError):
+        return error.status_code, _body(str(error), error.kind, error.param, error.code), headers
+    if isinstance(error, ArtifactError) or error.status_code >= 500:
+        # Whose artifact, where it lies and what is wrong with it is the operator's business.
+        log.error("request_failed", extra={"error": type(error).__name__})
+        message = "This model cannot be served now."
+        return 503, _body(message, "server_error", None, "unavailable"), {"Retry-After": "1"}
+    message = str(error)
+    param = message.partition(":")[0].partition("=")[0]
+    known = param if param.isidentifier() else None
+    return 400, _body(message, BadRequestError.kind, known, BadRequestError.code), headers
+
+
+def refusal(error: HandbillError) -> JSONResponse:
+    """The response of an error that was raised on purpose."""
+    status, body, headers = error_body(error)
+    return JSONResponse(body, status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Give every error of an app its shape."""
+
+    @app.exception_handler(HandbillError)
+    async def on_purpose(_: Request, error: HandbillError) -> JSONResponse:
+        return refusal(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"] if part != "body"]
+        param = ".".join(path) or None
+        # Only pydantic's words: the value itself may hold a shopper's text.
+        message = f"{param or 'body'}: {first['msg']}"
+        return JSONResponse(_body(message, BadRequestError.kind, param, BadRequestError.code), 400)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(_: Request, error: HTTPException) -> JSONResponse:
+        body = _body(str(error.detail), "invalid_request_error", None, None)
+        return JSONResponse(body, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        log.error("request_broke", extra={"error": type(error).__name__})
+        return JSONResponse(_body("Internal error.", "server_error", None, "internal_error"), 500)
+
+
+def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,243 @@
+"""The read side of the registry: which verified artifact each tenant is served.
+
+A tenant's own channel decides, else everybody's (the global model), else the base model. An
+artifact becomes routable only after its signature, every file's digest, the base model it was
+trained on and its tensors were checked. A publication that fails keeps what was served before.
+A channel's serial never goes back, also over restarts: who can write the folder but not sign
+cannot bring an old version back.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from handbill.errors import ArtifactError, HandbillError
+from handbill.generator.adapters import Adapter, read_adapter
+from handbill.generator.artifacts import (
+    GLOBAL_CHANNEL,
+    ArtifactStore,
+    Channel,
+    Manifest,
+    check_tenant,
+    load_public_key,
+    read_channel,
+    verify,
+)
+from handbill.generator.base_models import BaseModel
+
+log = logging.getLogger(__name__)
+
+PUBLISHER_FILE: Final = "publisher.pub"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What a tenant is served: an artifact's digest, or the base model's.
+
+    Attributes:
+        adapter: Digest of the artifact; empty for the base model.
+        digest: What answers name: the artifact's digest, or the base model's.
+        kind: ``base``, ``global`` or ``tenant``.
+        parent: Digest of the global artifact a tenant's own was trained on.
+    """
+
+    adapter: str
+    digest: str
+    kind: str
+    version: int
+    parent: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what answered, such as ``tenant-v3-1f2e3d4c-on-5a6b7c8d``."""
+        name = f"{self.kind}-v{self.version}-{_short(self.digest)}"
+        return f"{name}-on-{_short(self.parent)}" if self.parent else name
+
+
+class Marks(Protocol):
+    """Remembers the newest serial and digest seen of every channel."""
+
+    def read(self, channel: str) -> tuple[int, str]:
+        """Serial and digest; (0, "") when never seen."""
+        ...
+
+    def write(self, channel: str, serial: int, digest: str) -> None:
+        """Remember, durably."""
+        ...
+
+
+class MemoryMarks:
+    """Marks that last as long as the process."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, tuple[int, str]] = {}
+
+    def read(self, channel: str) -> tuple[int, str]:
+        """See :class:`Marks`."""
+        return self._marks.get(channel, (0, ""))
+
+    def write(self, channel: str, serial: int, digest: str) -> None:
+        """See :class:`Marks`."""
+        self._marks[channel] = (serial, digest)
+
+
+class Verifier:
+    """Reads artifacts of one registry, every check first.
+
+    The publisher's public key is read once and kept: a key file that is changed later changes
+    nothing until the operator starts the service again.
+    """
+
+    def __init__(self, root: Path, base: BaseModel) -> None:
+        self.root = root
+        self.base = base
+        self._key: Ed25519PublicKey | None = None
+
+    @property
+    def key(self) -> Ed25519PublicKey | None:
+        """The publisher's public key; None before anything was published."""
+        if self._key is None and (self.root / PUBLISHER_FILE).is_file():
+            self._key = load_public_key(self.root / PUBLISHER_FILE)
+        return self._key
+
+    def read(self, digest: str) -> tuple[Manifest, Adapter]:
+        """Read one artifact.
+
+        Raises:
+            ArtifactError: It is missing, changed, not signed by the publisher, of another base
+                model, or not a plain LoRA adapter.
+        """
+        store = ArtifactStore(self.root / "store")
+        if self.key is None or digest not in store:
+            raise ArtifactError(f"{digest}: not in the registry's store")
+        manifest = verify(store.path(digest), self.key)
+        if manifest.digest != digest:
+            raise ArtifactError(f"{digest}: its folder holds {manifest.digest}")
+        if manifest.base_digest != self.base.digest:
+            raise ArtifactError(
+                f"{digest}: trained on base {manifest.base_name} ({manifest.base_digest}), this "
+                f"service runs {self.base.name} ({self.base.digest})"
+            )
+        return manifest, read_adapter(store.path(digest))
+
+    def adapter(self, digest: str) -> Adapter:
+        """Read one artifact's tensors; what an engine is given to load with."""
+        return self.read(digest)[1]
+
+
+class Registry:
+    """Routes of all tenants, kept fresh by :meth:`refresh`.
+
+    Args:
+        verifier: Reads the registry.
+        marks: Where the newest serials are remembered.
+    """
+
+    def __init__(self, verifier: Verifier, marks: Marks | None = None) -> None:
+        self._verifier = verifier
+        self._root = verifier.root
+        self._marks = marks or MemoryMarks()
+        self._routes: dict[str, Route] = {}  # by channel name; replaced, never changed in place
+        self._stamps: dict[str, tuple[int, int, int]] = {}  # of channel files already followed
+        self._complaints: dict[str, str] = {}
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.refused = 0
+        self.refreshed_at = 0.0
+
+    def route(self, tenant: str) -> Route:
+        """What a tenant is served now."""
+        own = self._routes.get(check_tenant(tenant))
+        return own or self._routes.get(GLOBAL_CHANNEL) or self._base_route()
+
+    def refresh(self) -> None:
+        """Look at every channel once; what fails keeps its last good version."""
+        key = self._verifier.key
+        if key is not None:
+            for name in self._channel_names():
+                try:
+                    self._refresh_channel(name, key)
+                except HandbillError as error:
+                    self._complain(name, str(error))
+                else:
+                    self._complaints.pop(name, None)
+        self.refreshed_at = time.monotonic()
+
+    def start(self, poll_s: float) -> None:
+        """Refresh now and then every ``poll_s`` seconds, in a thread of its own."""
+        self.refresh()
+        self._thread = threading.Thread(
+            target=self._poll, args=(poll_s,), name="registry", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop refreshing."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _poll(self, poll_s: float) -> None:
+        while not self._closing.wait(poll_s):
+            try:
+                self.refresh()
+            except Exception:  # such as a full disk: served versions stay, the next look may work
+                log.exception("registry_refresh_failed")
+
+    def _channel_names(self) -> Iterator[str]:
+        folder = self._root / "channels"
+        if folder.is_dir():
+            yield from sorted(file.stem for file in folder.glob("*.json"))
+
+    def _refresh_channel(self, name: str, key: Ed25519PublicKey) -> None:
+        state = (self._root / "channels" / f"{name}.json").stat()
+        stamp = (state.st_mtime_ns, state.st_size, state.st_ino)
+        if self._stamps.get(name) == stamp:
+            return
+        channel = read_channel(
+            self._root, "" if name == GLOBAL_CHANNEL else check_tenant(name), key
+        )
+        if channel is None:
+            return
+        serial, digest = self._marks.read(name)
+        if channel.serial < serial or (channel.serial == serial and channel.digest != digest):
+            raise ArtifactError(f"channel {name}: serial {channel.serial} after {serial} refused")
+        route = self._verified_route(channel)
+        self._marks.write(name, channel.serial, channel.digest)
+        self._stamps[name] = stamp
+        self._routes = {**self._routes, name: route}
+        log.info(
+            "channel_served",
+            extra={"channel": name, "artifact": channel.digest, "serial": channel.serial},
+        )
+
+    def _verified_route(self, channel: Channel) -> Route:
+        manifest, _ = self._verifier.read(channel.digest)
+        if manifest.kind == "tenant" and manifest.tenant != channel.tenant:
+            raise ArtifactError(f"{channel.digest}: belongs to another tenant than its channel")
+        return Route(
+            adapter=channel.digest,
+            digest=channel.digest,
+            kind=manifest.kind,
+            version=manifest.version,
+            parent=manifest.parent if manifest.kind == "tenant" else "",
+        )
+
+    def _complain(self, name: str, reason: str) -> None:
+        if self._complaints.get(name) != reason:  # once, not at every look
+            self._complaints[name] = reason
+            self.refused += 1
+            log.error("publication_refused", extra={"channel": name, "reason": reason})
+
+    def _base_route(self) -> Route:
+        return Route(adapter="", digest=self._verifier.base.digest, kind="base", version=0)
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:8]

@@ -1,0 +1,195 @@
+"""Queries of the serving database. What belongs to a tenant is always asked by tenant."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Engine, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from handbill.errors import InputError, MissingError
+from handbill.serving.orm import KeyRow, MarkRow, TenantRow, UsageRow, connect, utc_now
+
+MAX_LIVE_KEYS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKey:
+    """A live key as stored."""
+
+    tenant: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one request used."""
+
+    tenant: str
+    key: str
+    request: str
+    endpoint: str
+    artifact: str
+    prompt_tokens: int
+    completion_tokens: int
+    outcome: str
+    started_at: datetime
+    duration_ms: int
+
+
+class Repository:
+    """The serving database."""
+
+    def __init__(self, url: str) -> None:
+        self._engine: Engine = connect(url)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def add_tenant(self, tenant: str, name: str) -> None:
+        """Add a tenant.
+
+        Raises:
+            InputError: There is one of that id.
+        """
+        try:
+            with Session(self._engine) as session, session.begin():
+                session.add(TenantRow(id=tenant, name=name, created_at=utc_now()))
+        except IntegrityError as error:
+            raise InputError(f"tenant {tenant}: is there already") from error
+
+    def tenants(self) -> list[dict[str, Any]]:
+        """All tenants with their keys' facts and usage sums; for the operator."""
+        with Session(self._engine) as session:
+            sums = {
+                row.tenant_id: row
+                for row in session.execute(
+                    select(
+                        UsageRow.tenant_id,
+                        func.count().label("requests"),
+                        func.sum(UsageRow.prompt_tokens).label("prompt_tokens"),
+                        func.sum(UsageRow.completion_tokens).label("completion_tokens"),
+                    ).group_by(UsageRow.tenant_id)
+                )
+            }
+            keys: dict[str, list[dict[str, Any]]] = {}
+            for key in session.scalars(select(KeyRow).order_by(KeyRow.created_at)):
+                keys.setdefault(key.tenant_id, []).append(
+                    {"id": key.id, "state": _key_state(key), "created": key.created_at.isoformat()}
+                )
+            return [
+                {
+                    "id": row.id,
+                    "name": row.name,
+                    "keys": keys.get(row.id, []),
+                    "requests": sums[row.id].requests if row.id in sums else 0,
+                    "prompt_tokens": sums[row.id].prompt_tokens if row.id in sums else 0,
+                    "completion_tokens": sums[row.id].completion_tokens if row.id in sums else 0,
+                }
+                for row in session.scalars(select(TenantRow).order_by(TenantRow.id))
+            ]
+
+    def add_key(self, tenant: str, key: str, mac: str, expires_at: datetime | None) -> None:
+        """Store a new key's MAC.
+
+        Raises:
+            MissingError: No such tenant.
+            InputError: The tenant has two live keys.
+        """
+        with Session(self._engine) as session, session.begin():
+            # Writing first takes the row's lock, so that two callers cannot both count one key.
+            touched = session.execute(
+                update(TenantRow).where(TenantRow.id == tenant).values(name=TenantRow.name)
+            )
+            if touched.rowcount == 0:  # type: ignore[attr-defined]
+                raise MissingError(f"tenant {tenant}: no such tenant; `tenants add {tenant}` first")
+            mine = select(func.count()).select_from(KeyRow).where(KeyRow.tenant_id == tenant)
+            if (session.scalar(mine.where(*_live())) or 0) >= MAX_LIVE_KEYS:
+                raise InputError(
+                    f"tenant {tenant}: has {MAX_LIVE_KEYS} live keys; `tenants revoke KEYID` one first"
+                )
+            session.add(
+                KeyRow(
+                    id=key, tenant_id=tenant, mac=mac, created_at=utc_now(), expires_at=expires_at
+                )
+            )
+
+    def live_key(self, key: str) -> StoredKey | None:
+        """A key that is neither revoked nor expired."""
+        with Session(self._engine) as session:
+            row = session.scalar(select(KeyRow).where(KeyRow.id == key, *_live()))
+            return None if row is None else StoredKey(tenant=row.tenant_id, mac=row.mac)
+
+    def revoke_key(self, key: str) -> None:
+        """End a key now; ending it twice is the same.
+
+        Raises:
+            MissingError: No such key.
+        """
+        with Session(self._engine) as session, session.begin():
+            row = session.get(KeyRow, key)
+            if row is None:
+                raise MissingError(f"key {key}: no such key; `tenants list` shows them")
+            row.revoked_at = row.revoked_at or utc_now()
+
+    def add_usage(self, usage: Usage) -> None:
+        """Add a request's row."""
+        with Session(self._engine) as session, session.begin():
+            session.execute(
+                insert(UsageRow).values(
+                    tenant_id=usage.tenant,
+                    key_id=usage.key,
+                    request_id=usage.request,
+                    endpoint=usage.endpoint,
+                    artifact=usage.artifact,
+                    prompt_tokens=usage.prompt_tokens,
+                    completion_tokens=usage.completion_tokens,
+                    outcome=usage.outcome,
+                    started_at=usage.started_at,
+                    duration_ms=usage.duration_ms,
+                )
+            )
+
+    def usage(self, tenant: str) -> Sequence[UsageRow]:
+        """A tenant's requests, oldest first."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            rows = select(UsageRow).where(UsageRow.tenant_id == tenant).order_by(UsageRow.id)
+            return session.scalars(rows).all()
+
+
+class DatabaseMarks:
+    """Channel marks that outlive the process; see :class:`handbill.serving.registry.Marks`."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = connect(url)
+
+    def read(self, channel: str) -> tuple[int, str]:
+        """Serial and digest; (0, "") when never seen."""
+        with Session(self._engine) as session:
+            row = session.get(MarkRow, channel)
+            return (0, "") if row is None else (row.serial, row.digest)
+
+    def write(self, channel: str, serial: int, digest: str) -> None:
+        """Remember, durably; an older serial never replaces a newer one."""
+        with Session(self._engine) as session, session.begin():
+            row = session.get(MarkRow, channel)
+            if row is None:
+                session.add(MarkRow(channel=channel, serial=serial, digest=digest))
+            elif serial >= row.serial:
+                row.serial, row.digest = serial, digest
+
+
+def _live() -> tuple[Any, ...]:
+    return (
+        KeyRow.revoked_at.is_(None),
+        or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > utc_now()),
+    )
+
+
+def _key_state(key: KeyRow) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= utc_now() else "live"

@@ -1,0 +1,197 @@
+"""Bodies of requests: OpenAI's shapes, and the product's own."""
+
+import secrets
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from handbill.generator.prompts import CopyRequest
+from handbill.serving.config import ServingConfig
+from handbill.serving.errors import BadRequestError
+from handbill.serving.sequences import Sampling
+
+_TEXT: Final = 20_000
+Text = Annotated[str, Field(max_length=_TEXT)]
+Field200 = Annotated[str, Field(max_length=200)]
+
+# Sent by clients, of no effect on an answer here.
+_IGNORED: Final = {"user", "metadata", "store", "service_tier", "safety_identifier"}
+# Not supported, unless they ask for nothing.
+_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "top_logprobs": (None,),
+    "tools": (None, []),
+    "tool_choice": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "suffix": (None, ""),
+}
+
+
+class StreamOptions(BaseModel):
+    """What a stream holds beside the text."""
+
+    model_config = ConfigDict(extra="forbid")
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Generation(BaseModel):
+    """What all requests for text share."""
+
+    model_config = ConfigDict(extra="forbid")
+    DEFAULT_TEMPERATURE: ClassVar[float] = 1.0
+    DEFAULT_TOP_P: ClassVar[float] = 1.0
+    DEFAULT_PENALTY: ClassVar[float] = 1.0
+
+    model: Field200 = "default"
+    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: str | list[str] | None = None
+    repetition_penalty: float | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in _IGNORED and not (name in _NEUTRAL and value in _NEUTRAL[name])
+        }
+
+    def answers(self, config: ServingConfig) -> int:
+        """How many answers are asked for.
+
+        Raises:
+            BadRequestError: More than the service allows.
+        """
+        n = self.n or 1
+        if n > config.max_choices:
+            raise BadRequestError(f"n={n}: at most {config.max_choices}", param="n")
+        return n
+
+    def sampling(self, config: ServingConfig) -> Sampling:
+        """The engine's settings.
+
+        Raises:
+            BadRequestError: ``max_tokens`` is over the service's limit.
+            InputError: Another value is out of range.
+        """
+        wanted = self.wanted_tokens()
+        if wanted is not None and wanted > config.max_tokens:
+            raise BadRequestError(
+                f"max_tokens={wanted}: at most {config.max_tokens}", param="max_tokens"
+            )
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Sampling(
+            max_tokens=wanted or min(64, config.max_tokens),
+            temperature=_or(self.temperature, self.DEFAULT_TEMPERATURE),
+            top_p=_or(self.top_p, self.DEFAULT_TOP_P),
+            seed=secrets.randbits(64) if self.seed is None else self.seed % 2**64,
+            repetition_penalty=_or(self.repetition_penalty, self.DEFAULT_PENALTY),
+            stop=stop,
+        )
+
+    def wanted_tokens(self) -> int | None:
+        """The longest answer asked for."""
+        return self.max_tokens
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class TextPart(BaseModel):
+    """A piece of a message; only text is understood."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(max_length=32)]
+    name: Field200 | None = None
+
+    def pair(self) -> tuple[str, str]:
+        """Role and text."""
+        text = self.content
+        if not isinstance(text, str):
+            text = "".join(part.text for part in text)
+        return ("system" if self.role == "developer" else self.role), text
+
+
+class ChatBody(Generation):
+    """``/v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    def wanted_tokens(self) -> int | None:
+        """The longest answer asked for, under its new name or its old."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionBody(Generation):
+    """``/v1/completions``. Prompts are text: token ids could hold markers."""
+
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=8)]
+
+    def texts(self) -> list[str]:
+        """The prompts."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+class CopyBody(Generation):
+    """``/v1/copy``: a product, perhaps a shopper, and how many pieces of copy."""
+
+    DEFAULT_TEMPERATURE: ClassVar[float] = 0.7
+    DEFAULT_TOP_P: ClassVar[float] = 0.9
+    DEFAULT_PENALTY: ClassVar[float] = 1.1
+
+    title: Annotated[str, Field(max_length=500)]
+    description: Annotated[str, Field(max_length=4000)] = ""
+    category: Field200 = ""
+    brand: Field200 = ""
+    price: Field200 = ""
+    shopper: Annotated[str, Field(max_length=4000)] = ""
+    scenario: Field200 = "recommendation_reason"
+    tone: Field200 = ""
+    language: Field200 = "en"
+
+    def request(self) -> CopyRequest:
+        """What the generator is asked for.
+
+        Raises:
+            InputError: No title, or an unknown scenario.
+        """
+        return CopyRequest(
+            title=self.title,
+            description=self.description,
+            category=self.category,
+            brand=self.brand,
+            price=self.price,
+            shopper=self.shopper,
+            scenario=self.scenario,
+            tone=self.tone,
+            language=self.language,
+        )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
