@@ -1,0 +1,156 @@
+"""The private step: bound every user's influence, sum, add noise, divide, step.
+
+Legend: U users in the step, R rows, ``...`` the shape of one parameter.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+from torch import Tensor
+
+from handbill.errors import InputError
+from handbill.privacy.noise import Noise, SecureNoise, grid_for, round_to_grid
+
+log = logging.getLogger(__name__)
+
+
+def user_gradients(grad_rows: Tensor, row_user: Tensor, weights: Tensor, n_users: int) -> Tensor:
+    """Add up row gradients per user: the mean, where each of a user's k rows weighs 1/k.
+
+    Clipping the result bounds the user, however many rows there are; rows clipped one by one
+    would count a shopper with k rows k times.
+
+    Args:
+        grad_rows: Gradient of each row's own loss, shape (R, ...).
+        row_user: Index of each row's user among the sampled users, int64, shape (R,).
+        weights: Weight of each row, 1/k for a user with k rows in the step, shape (R,).
+        n_users: Number of sampled users U; a user without rows gets zeros.
+
+    Returns:
+        Shape (U, ...), float64: parts of a user must not be lost to the order of addition.
+
+    Raises:
+        InputError: Shapes that do not fit together, or a row of no sampled user.
+    """
+    rows = len(grad_rows)
+    if row_user.shape != (rows,) or weights.shape != (rows,):
+        raise InputError(
+            f"{rows} row gradients need as many users and weights, "
+            f"not {tuple(row_user.shape)} and {tuple(weights.shape)}"
+        )
+    if rows and not 0 <= int(row_user.min()) <= int(row_user.max()) < n_users:
+        raise InputError(f"row_user must index the {n_users} sampled users")
+    weighted = grad_rows.double() * weights.double().reshape(-1, *[1] * (grad_rows.ndim - 1))
+    users = weighted.new_zeros((n_users, *grad_rows.shape[1:]))
+    return users.index_add_(0, row_user, weighted)
+
+
+class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no types
+    """Opacus' optimizer with users as samples, exact clipping and cryptographic noise.
+
+    Before each :meth:`step`, every parameter's ``grad_sample`` holds one gradient per sampled
+    user, shape (U, ...) with the same U for all; for a step without users call
+    :meth:`no_users`. One user's rows must be in one ``grad_sample``. The step then adds noise
+    of stddev ``noise_multiplier * clipping_norm`` to the sum of the clipped gradients and
+    divides by the EXPECTED number of users, never by the number that came.
+
+    What changes against Opacus 1.6: norms, sums and noise in float64 (a float32 norm over
+    millions of elements is too small by up to 1e-3 and lets users pass the bound); the sum is
+    rounded to a grid after the noise; a user with a NaN or infinite gradient counts as zero,
+    because no factor can clip it.
+
+    Args:
+        optimizer: The optimizer that takes the noisy gradient.
+        noise_multiplier: sigma > 0.
+        clipping_norm: The bound C on one user's gradient over all parameters together.
+        expected_users: Sampling rate times number of users, fixed before sampling.
+        noise: ``SecureNoise()`` unless a test says otherwise.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        noise_multiplier: float,
+        clipping_norm: float,
+        expected_users: float,
+        noise: Noise | None = None,
+    ) -> None:
+        for name, value in (
+            ("noise_multiplier", noise_multiplier),
+            ("expected_users", expected_users),
+        ):
+            if not 0 < value < float("inf"):
+                raise InputError(f"{name}={value} must be a finite number above 0")
+        if noise is not None and not isinstance(noise, Noise):
+            raise InputError("noise comes from SecureNoise only, not from another generator")
+        super().__init__(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=clipping_norm,
+            expected_batch_size=None,
+            loss_reduction="sum",
+        )
+        self.grid = grid_for(clipping_norm)
+        self.expected_users = expected_users
+        self.noise = SecureNoise() if noise is None else noise
+
+    def no_users(self) -> None:
+        """Prepare a step for which no user was sampled: noise alone, and it counts."""
+        for p in self.params:
+            p.grad_sample = p.new_zeros((0, *p.shape))
+
+    def clip_and_accumulate(self) -> None:
+        """Scale each user to norm at most C over all parameters, and sum, in float64.
+
+        Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, with a user in place of an example.
+        """
+        samples = self.grad_samples  # raises where a parameter was missed
+        if len({len(g) for g in samples}) > 1:
+            raise InputError("every parameter needs the gradients of the same users")
+        factors = _clip_factors(samples, float(self.max_grad_norm))
+        for p, grad_U in zip(self.params, samples, strict=True):
+            _check_processed_flag(p.grad_sample)
+            grad_U64 = torch.nan_to_num(grad_U.double(), nan=0.0, posinf=0.0, neginf=0.0)
+            total = torch.einsum("u,u...->...", factors, grad_U64)
+            p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
+            _mark_as_processed(p.grad_sample)
+
+    def add_noise(self) -> None:
+        """Add noise in float64, round to the grid, and only then leave float64."""
+        stddev = self.noise_multiplier * self.max_grad_norm
+        for p in self.params:
+            _check_processed_flag(p.summed_grad)
+            noise = self.noise.gaussian(p.summed_grad, stddev).to(p.summed_grad.device)
+            noisy = round_to_grid(p.summed_grad + noise, self.grid)
+            p.grad = noisy.to(p.dtype).view_as(p)
+            _mark_as_processed(p.summed_grad)
+
+    def scale_grad(self) -> None:
+        """Divide by the expected number of users: the true one would be private."""
+        for p in self.params:
+            p.grad /= self.expected_users
+
+    def step(self, closure: Any = None) -> Any:
+        """Clip, sum, add noise, divide and step; the ledger must hold this step already."""
+        if closure is not None:
+            raise InputError("a closure would see gradients without noise; call step() alone")
+        return super().step()
+
+
+def _clip_factors(samples: list[Tensor], clipping_norm: float) -> Tensor:
+    """Return min(1, C / norm) per user, shape (U,), float64; 0 for a gradient not finite."""
+    users = len(samples[0])
+    squares = torch.zeros(users, dtype=torch.float64, device=samples[0].device)
+    for grad_U in samples:  # per parameter: no flat copy of all of them
+        flat = grad_U.reshape(users, grad_U[0].numel() if users else 0).double()
+        squares += (flat * flat).sum(dim=1)
+    finite = torch.isfinite(squares)
+    if not bool(finite.all()):
+        log.warning("nonfinite_user_gradient_dropped")
+    # The tiny constant keeps rounding of the quotient on the safe side, and 0 / 0 away.
+    factors = (clipping_norm / (squares.sqrt() * (1 + 1e-12) + 1e-30)).clamp(max=1.0)
+    return torch.where(finite, factors, torch.zeros_like(factors))

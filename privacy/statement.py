@@ -1,0 +1,184 @@
+"""What may be said about a merchant's privacy: generated from ledger events, never typed.
+
+``DPStatement`` goes into every artifact's manifest; ``LedgerStatement`` is what the merchant
+sees. Both carry the events, so that anybody can compute epsilon again.
+"""
+
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from handbill.errors import InputError
+from handbill.privacy import accounting
+from handbill.privacy.events import PrivateSteps, merge
+from handbill.privacy.noise import SECURE_RNG
+
+COVERS: Final = ("adapter weights trained on shoppers' rows",)
+DOES_NOT_COVER: Final = (
+    "base model",
+    "warm-up on the catalogue, which holds no shopper",
+    "inputs at inference time",
+    "facts about the shop as a whole",
+)
+_SOFTWARE: Final = ("handbill", "opacus", "torch", "numpy", "scipy", "randomgen")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DPStatement:
+    """The guarantee of one merchant for everything its ledger holds.
+
+    Made by :func:`dp_statement`; the fields follow NIST SP 800-226's questions: unit,
+    adjacency, setting, parameters, what is covered, how it composes, how it was computed.
+    """
+
+    epsilon: float
+    delta: float
+    events: tuple[PrivateSteps, ...]
+    rounds: int
+    clipping_norm: float
+    cross_check: dict[str, Any]
+    covers: tuple[str, ...] = COVERS
+    does_not_cover: tuple[str, ...] = DOES_NOT_COVER
+    hyperparameters: str = "chosen on public or invented data only"
+    rng: str = SECURE_RNG
+    software: dict[str, str] = field(default_factory=dict)
+    unit: str = "user-within-one-merchant"
+    adjacency: str = "add-remove"
+    setting: str = "local-to-merchant"
+    accountant: str = "PRV (opacus, arXiv:2106.02848)"
+    composition_across_merchants: str = "adds"
+
+    @property
+    def steps(self) -> int:
+        """All private steps, over all rounds and runs."""
+        return sum(event.steps for event in self.events)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the machine-readable form, fit for JSON."""
+        mechanisms = [
+            {
+                "sampling": f"poisson({event.sampling_rate:g})",
+                "noise_multiplier": event.noise_multiplier,
+                "sampling_rate": event.sampling_rate,
+                "steps": event.steps,
+            }
+            for event in self.events
+        ]
+        facts = asdict(self) | {"events": mechanisms, "steps": self.steps}
+        for name in ("covers", "does_not_cover"):
+            facts[name] = list(facts[name])
+        return facts
+
+    def in_words(self) -> str:
+        """Return the plain sentences that go with the numbers."""
+        if not self.events:
+            return "Nothing was learnt from this shop's shoppers (epsilon 0)."
+        return (
+            "Whatever the server or other merchants do, what can be learnt about one of your "
+            "customers from the adapters you sent is bounded by "
+            f"epsilon = {self.epsilon:.2f} (delta = {self.delta:.1e}), after {self.rounds} rounds "
+            f"and {self.steps} private steps, whatever number of rows the customer has. This holds "
+            "for one customer of one merchant, not for your business as a whole; for somebody who "
+            "is a customer of several merchants the epsilons add. "
+            f"Not covered: {', '.join(self.does_not_cover)}."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerStatement:
+    """The state of a ledger. Times are UTC, ISO 8601, empty while nothing was reserved."""
+
+    epsilon_spent: float
+    epsilon_limit: float
+    delta: float
+    reservations: int
+    steps: int
+    runs: int
+    first: str
+    last: str
+    head: str
+    events: tuple[PrivateSteps, ...]
+
+    @property
+    def epsilon_remaining(self) -> float:
+        """Limit minus spent, at least 0."""
+        return max(0.0, self.epsilon_limit - self.epsilon_spent)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the machine-readable form, equal events added up."""
+        facts = asdict(self) | {"epsilon_remaining": self.epsilon_remaining}
+        facts["events"] = [asdict(event) for event in merge(self.events)]
+        return facts
+
+    def in_words(self) -> str:
+        """Return the state in sentences."""
+        if not self.reservations:
+            return (
+                f"Nothing spent yet. The limit is epsilon {self.epsilon_limit:.2f} "
+                f"at delta {self.delta:.1e}."
+            )
+        return (
+            f"Spent epsilon {self.epsilon_spent:.2f} of {self.epsilon_limit:.2f} at delta "
+            f"{self.delta:.1e}: {self.reservations} reservations of {self.steps} private steps "
+            f"in {self.runs} runs, from {self.first} to {self.last}. Every row is intact; the "
+            f"last one is {self.head[:16]}. Reserved counts as spent, for good."
+        )
+
+
+def dp_statement(
+    events: Iterable[PrivateSteps],
+    *,
+    delta: float,
+    rounds: int,
+    clipping_norm: float,
+    covers: tuple[str, ...] = COVERS,
+    does_not_cover: tuple[str, ...] = DOES_NOT_COVER,
+    hyperparameters: str = "chosen on public or invented data only",
+    rng: str = SECURE_RNG,
+) -> DPStatement:
+    """Compute the statement from the ledger's events and the recipe's facts.
+
+    Args:
+        events: ALL events of the merchant's ledger: a guarantee for a part of them would leave
+            out what the other part told about the same shoppers.
+        delta: The ledger's delta.
+        rounds: Number of rounds that the merchant sent something in.
+        clipping_norm: Bound on one user's gradient.
+        covers: What was trained under the guarantee.
+        does_not_cover: What was not.
+        hyperparameters: Where learning rate, clipping norm and the like come from.
+        rng: Description of the noise really used (``Noise.description``).
+    """
+    merged = merge(events)
+    if rounds < 0 or not clipping_norm > 0:
+        raise InputError(f"rounds={rounds}, clipping_norm={clipping_norm}: not of this world")
+    epsilon = accounting.epsilon(merged, delta=delta)
+    return DPStatement(
+        epsilon=epsilon,
+        delta=delta,
+        events=merged,
+        rounds=rounds,
+        clipping_norm=clipping_norm,
+        cross_check={
+            "accountant": "RDP (opacus), a looser upper bound",
+            "epsilon": accounting.rdp_epsilon(merged, delta=delta),
+        },
+        covers=covers,
+        does_not_cover=does_not_cover,
+        hyperparameters=hyperparameters,
+        rng=rng,
+        software=_versions(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what computed and drew; absent packages are left out."""
+    found = {"python": platform.python_version()}
+    for name in _SOFTWARE:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
