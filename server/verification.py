@@ -57,7 +57,7 @@ def verify_registry(registry: Registry) -> Verification:
         rounds = uow.rounds.all()
         chain = uow.audit.all()
         histories = {tenant: uow.channels.history(tenant) for tenant in uow.channels.tenants()}
-        problems = [*_head_problems(registry, chain), *_channel_file_problems(registry, histories)]
+        problems = [*audit_problems(registry, chain), *_channel_file_problems(registry, histories)]
     known = {artifact.digest: artifact for artifact in found}
     for artifact in found:
         problems += verify_artifact(registry, artifact)
@@ -74,7 +74,8 @@ def verify_registry(registry: Registry) -> Verification:
     )
 
 
-def _head_problems(registry: Registry, chain: list[AuditEntry]) -> list[str]:
+def audit_problems(registry: Registry, chain: list[AuditEntry]) -> list[str]:
+    """Check the chain by itself and against the signed head; call it inside a unit of work."""
     path = registry.root / HEAD_FILE
     if not path.is_file():
         return [*chain_problems(chain), f"{path}: missing"] if chain else []

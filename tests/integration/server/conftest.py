@@ -1,6 +1,5 @@
 """A registry with real artifacts, on SQLite and on a PostgreSQL server of our own."""
 
-import itertools
 import os
 import shutil
 import subprocess
@@ -19,7 +18,6 @@ from handbill.server.records import Run
 from handbill.server.registry import Registry
 
 NOBODY = 65534  # PostgreSQL refuses to run as root
-DATABASE_NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +65,10 @@ def database_url(request, tmp_path):
     server = request.getfixturevalue("postgres_server")
     import psycopg
 
-    name = f"t{next(DATABASE_NUMBERS)}"
     with psycopg.connect(f"host={server} user=postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"postgresql://postgres@/{name}?host={server}"
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return f"postgresql://postgres@/postgres?host={server}"
 
 
 @pytest.fixture(scope="session")
