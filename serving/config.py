@@ -21,8 +21,8 @@ class ServingConfig:
         state: This service's own folder: database, pepper, Ray's files.
         base: Name, folder or hub id of the base model.
         database_url: SQLAlchemy URL; SQLite in ``state`` when empty.
-        threads: Torch threads of the engine; 0 leaves it to torch.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: Torch threads of the engine on the CPU; 0 is one per core.
+        device: ``cpu`` or ``cuda``.
         max_batch: Rows decoded together.
         slots: Adapters held in memory beside the base model.
         max_rank: Largest LoRA rank that is taken.
@@ -82,8 +82,8 @@ class ServingConfig:
             raise InputError(f"burst={self.burst} is below max_choices={self.max_choices}")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
-        if self.device != "cpu" and self.device.partition(":")[0] != "cuda":
-            raise InputError(f"device={self.device!r} is not cpu, cuda or cuda:N")
+        if self.device not in {"cpu", "cuda"}:
+            raise InputError(f"device={self.device!r} is not cpu or cuda")
         if not 0 <= self.port <= 65535:
             raise InputError(f"port={self.port} not in [0, 65535]")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:

@@ -1,0 +1,169 @@
+"""What runs inside Ray Serve's processes: the engine replica, and the gateway's way to it."""
+
+import logging
+import os
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from handbill.generator.base_models import BaseModel
+from handbill.serving.config import ServingConfig
+from handbill.serving.errors import (
+    BusyError,
+    ContextLengthError,
+    GatewayError,
+    UnavailableError,
+)
+from handbill.serving.sequences import Delta, EngineStats, Sequence
+
+log = logging.getLogger(__name__)
+
+APP: Final = "handbill"
+ENGINE: Final = "EngineReplica"
+_CROSSING: Final = {
+    kind.__name__: kind for kind in (BusyError, ContextLengthError, UnavailableError)
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """An error on its way from a replica to the gateway: Ray would wrap the error itself."""
+
+    kind: str
+    message: str
+
+    def error(self) -> GatewayError:
+        """The error again."""
+        return _CROSSING.get(self.kind, UnavailableError)(self.message)
+
+
+class EngineReplica:
+    """A Serve deployment that holds one engine. Its event loop never runs torch."""
+
+    def __init__(self, config: ServingConfig, base: BaseModel) -> None:
+        keep_grpc_local()
+        import torch
+
+        from handbill.generator.base_models import load_base
+        from handbill.serving.engine import TorchEngine
+        from handbill.serving.registry import Verifier
+
+        if config.device == "cpu":  # Ray sets one thread for an actor of less than one core
+            torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        model, tokenizer = load_base(base, device=config.device, dtype=config.dtype)
+        self._engine = TorchEngine(
+            model,
+            tokenizer,
+            load=Verifier(config.registry, base).adapter,
+            max_batch=config.max_batch,
+            slots=config.slots,
+            max_rank=config.max_rank,
+            context_tokens=config.context_tokens,
+            queue_limit=config.queue_limit,
+        )
+
+    async def generate(self, sequence: Sequence) -> AsyncGenerator[Delta | Refusal, None]:
+        """Stream an answer; Ray cancels this when the gateway lets go of it."""
+        stream = self._engine.submit(sequence)
+        try:
+            async for delta in stream:
+                yield delta
+        except GatewayError as error:
+            yield Refusal(kind=type(error).__name__, message=str(error))
+        finally:
+            await stream.aclose()
+
+    async def stats(self) -> EngineStats:
+        """Counts of the engine."""
+        return await self._engine.stats()
+
+    async def check_health(self) -> None:
+        """Raise when the engine's thread has died; Serve then starts another replica."""
+        await self._engine.stats()
+
+
+class RemoteEngine:
+    """The engine of the replicas, as an :class:`~handbill.serving.sequences.Engine`.
+
+    Args:
+        handle: A Serve handle of :class:`EngineReplica`.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._streams = handle.options(stream=True)
+
+    async def submit(self, sequence: Sequence) -> AsyncGenerator[Delta, None]:
+        """Stream an answer from a replica."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        response = self._streams.generate.remote(sequence)
+        ended = False
+        try:
+            async for item in response:
+                if isinstance(item, Refusal):
+                    ended = True
+                    raise item.error()
+                ended = item.finish_reason is not None
+                yield item
+        except (RayError, RayServeException) as error:
+            log.error("engine_replica_lost", extra={"error": type(error).__name__})  # noqa: TRY400 - the trace holds the sequence
+            raise UnavailableError("The engine was lost; try again.") from None
+        finally:
+            if not ended:
+                response.cancel()
+
+    async def stats(self) -> EngineStats:
+        """Counts of a replica."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            stats: EngineStats = await self._handle.stats.remote()
+        except (RayError, RayServeException) as error:
+            raise UnavailableError("The engine does not answer.") from error
+        return stats
+
+
+def gateway_app(config: ServingConfig, base: BaseModel) -> Any:
+    """The gateway's app, made inside its own process."""
+    keep_grpc_local()
+    from ray import serve
+    from transformers import AutoTokenizer
+
+    from handbill.serving.api import create_app
+    from handbill.serving.gateway import Gateway
+    from handbill.serving.registry import Registry, Verifier
+    from handbill.serving.repository import DatabaseMarks
+    from handbill.serving.tenants import open_tenants
+
+    gateway = Gateway(
+        config,
+        engine=RemoteEngine(serve.get_deployment_handle(ENGINE, app_name=APP)),
+        registry=Registry(Verifier(config.registry, base), DatabaseMarks(config.url)),
+        tenants=open_tenants(config),
+        tokenizer=AutoTokenizer.from_pretrained(base.path, local_files_only=True),
+    )
+    # Serve's proxy sends x-request-id itself.
+    return create_app(gateway, answers_request_id=False)
+
+
+def keep_grpc_local() -> None:
+    """Bind Serve's port between replicas to this machine.
+
+    Ray 2.55 opens it on every address and unpickles what it is sent, which would let anyone
+    who reaches the machine run code on it. Called in a replica before Serve opens the port.
+    """
+    from grpc.aio._server import Server  # type: ignore[import-untyped]  # grpc.aio.Server is abstract
+
+    if getattr(Server, "handbill_local", False):
+        return
+    add_port = Server.add_insecure_port
+
+    def add_local_port(self: Any, address: str) -> int:
+        port: int = add_port(self, address.replace("[::]:", "127.0.0.1:"))
+        return port
+
+    Server.add_insecure_port = add_local_port
+    Server.handbill_local = True

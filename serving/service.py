@@ -1,0 +1,211 @@
+"""The service as a Ray Serve app on this machine: a gateway and an engine replica.
+
+Ray is told to stay on the loopback interface and to speak to nobody. What that takes was
+measured with Ray 2.55.1:
+
+- ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`` keeps all its processes on 127.0.0.1;
+- its usage reporter asks the cloud's metadata address even when usage statistics are off,
+  unless the home folder holds a ``ray_bootstrap_config.yaml``: Ray gets a home of its own;
+- :func:`handbill.serving.replicas.keep_grpc_local` closes the port between replicas.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from handbill.errors import InputError
+from handbill.generator.base_models import BaseModel, resolve_base
+from handbill.serving.config import ServingConfig
+from handbill.serving.replicas import APP, ENGINE, EngineReplica, gateway_app
+from handbill.serving.tenants import open_tenants
+
+log = logging.getLogger(__name__)
+
+_FOLDER: Final = "hb-ray-"
+_STOP_S: Final = 10.0
+_ENVIRONMENT: Final = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",  # a port where nobody listens
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_SERVE_ENABLE_ACCESS_LOG": "0",
+    "HF_HUB_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+}
+_running: dict[str, Path] = {}
+
+
+def start_service(config: ServingConfig) -> str:
+    """Start the service from this process and wait until it can answer.
+
+    One service per process. Its processes end with :func:`stop_service`, and with this
+    process however that ends.
+
+    Returns:
+        Its base URL, such as ``http://127.0.0.1:8000``.
+
+    Raises:
+        InputError: The base model is not there, the port is taken, or a service runs already.
+    """
+    if _running:
+        raise InputError("a service is running in this process already")
+    base = resolve_base(config.base)
+    config = replace(
+        config,
+        registry=config.registry.resolve(),
+        state=config.state.resolve(),
+        port=_free_port(config),
+    )
+    open_tenants(config).close()  # bad database, bad pepper: say so here, not in a replica's log
+    folder = _new_folder()
+    _running["folder"] = folder
+    try:
+        _start_ray(config, folder)
+        _start_app(config, base)
+    except BaseException:
+        stop_service()
+        raise
+    log.info("service_started", extra={"port": config.port})
+    return f"http://{config.host}:{config.port}"
+
+
+def stop_service() -> None:
+    """Stop the service and wait until its last process is gone. Stopping twice is harmless."""
+    folder = _running.pop("folder", None)
+    if folder is None:
+        return
+    import ray
+    from ray import serve
+
+    processes = _ray_processes(folder)
+    try:
+        if ray.is_initialized():
+            # The app first, which lets running requests end; serve.shutdown() instead would
+            # have Ray print that its own controller's last task failed.
+            with contextlib.suppress(Exception):  # whatever is left is ended below
+                serve.delete(APP)
+            ray.shutdown()
+    finally:
+        _end(processes)
+        shutil.rmtree(folder, ignore_errors=True)
+    log.info("service_stopped")
+
+
+def _start_ray(config: ServingConfig, folder: Path) -> None:
+    home = folder / "home"
+    home.mkdir()
+    (home / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\nmax_workers: 0\n")
+    # Ray reads some of these when it is imported, and its processes inherit them all.
+    with _environment({**_ENVIRONMENT, "HOME": str(home)}):
+        import ray
+
+        if ray.is_initialized():
+            raise InputError("Ray runs in this process already; serve from a process of its own")
+        ray.init(
+            address="local",
+            num_cpus=1,  # a count for placing actors, not a limit
+            num_gpus=1 if config.device == "cuda" else 0,
+            include_dashboard=False,
+            object_store_memory=80 * 2**20,
+            _temp_dir=str(folder),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+
+def _start_app(config: ServingConfig, base: BaseModel) -> None:
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(http_options={"host": config.host, "port": config.port}, logging_config=quiet)
+    engine = serve.deployment(EngineReplica).options(
+        name=ENGINE,
+        max_ongoing_requests=10 * (config.queue_limit + config.max_batch),  # the engine refuses
+        ray_actor_options={"num_cpus": 0.5, "num_gpus": 1 if config.device == "cuda" else 0},
+        graceful_shutdown_timeout_s=5.0,
+    )
+
+    def build() -> Any:
+        return gateway_app(config, base)
+
+    gateway = serve.deployment(serve.ingress(build)()).options(
+        name="Gateway",
+        max_ongoing_requests=10 * (config.queue_limit + config.max_batch),
+        ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_timeout_s=5.0,
+    )
+    serve.run(
+        gateway.bind(engine.bind(config, base)),
+        name=APP,
+        route_prefix="/",
+        logging_config=quiet,
+    )
+
+
+def _free_port(config: ServingConfig) -> int:
+    """The port to listen on (a free one for port 0), or an error now instead of a retry loop."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise InputError(
+                f"port {config.port} on {config.host}: {error.strerror}; choose another with --port"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _new_folder() -> Path:
+    """A folder for Ray's sockets and logs; those of dead services are removed."""
+    parent = Path(tempfile.gettempdir())
+    for old in parent.glob(f"{_FOLDER}*"):
+        owner = old.name.removeprefix(_FOLDER).partition("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(old, ignore_errors=True)
+    if len(str(parent)) > 40:  # a socket's path has 107 characters, and Ray's names are long
+        raise InputError(f"temporary folder {parent} has too long a name for Ray; set TMPDIR")
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=parent))
+
+
+def _ray_processes(folder: Path) -> list[psutil.Process]:
+    """Every process of the Ray that was started in ``folder``."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any(str(folder) in word for word in child.cmdline()):
+                found += [child, *child.children(recursive=True)]
+    return found
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    _, left = psutil.wait_procs(processes, timeout=_STOP_S)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=_STOP_S)
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
