@@ -117,10 +117,10 @@ def as_table(report: ShopReport) -> RenderableType:
         rows["events (counted only)"] = ", ".join(
             f"{kind} {count:,}" for kind, count in report.events.items()
         )
+    if report.rejected:
+        rows["set aside, all tables"] = f"{sum(report.rejected.values()):,} rows"
     for name, value in rows.items():
         table.add_row(name, Text(value))
-    for reason, count in report.rejected.items():
-        table.add_row(f"set aside: {count:,}", Text(reason))
     return Group(
         table, *(Text(f"warning: {warning}", style="yellow") for warning in report.warnings)
     )

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from handbill.clients.checks import DEFAULT_ROW_CAP, as_table, check_shop
+from handbill.clients.checks import DEFAULT_ROW_CAP, ShopReport, as_table, check_shop
 from handbill.clients.descriptions import SHOP_FILE, ShopSource
 from handbill.clients.markets import MARKET_FILE, find_shops
 from handbill.clients.rejects import Reject, write_rejects
@@ -63,7 +63,10 @@ def check(
             reports.append({**report.to_json(), "bad_rows": bad, "reject_file": _text(kept_in)})
             if not as_json:
                 console.print(as_table(report))
-                _name_bad_rows(console, shop.rejects, kept_in, show_all=show_all)
+                _name_bad_rows(console, shop.rejects, report, show_all=show_all)
+                if shop.rejects:
+                    console.print(Text(f"set aside in {kept_in}"))
+                console.print()
         if rejects:
             write_rejects(rejects, set_aside)
     except OSError as error:
@@ -78,17 +81,16 @@ def check(
 
 
 def _name_bad_rows(
-    console: Console, rejects: tuple[Reject, ...], kept_in: Path | None, *, show_all: bool
+    console: Console, rejects: tuple[Reject, ...], report: ShopReport, *, show_all: bool
 ) -> None:
-    """Each bad row in one line, never its content."""
+    """Each bad row in one line, never its content; reasons by frequency when there are many."""
     listed = rejects if show_all else rejects[:SHOWN]
     for reject in listed:
         console.print(Text(str(reject)))
     if len(listed) < len(rejects):
-        console.print(f"... and {len(rejects) - len(listed)} more; --all names them")
-    if rejects:
-        console.print(Text(f"set aside in {kept_in}"))
-    console.print()
+        console.print(f"... and {len(rejects) - len(listed):,} more; --all names them. In short:")
+        for reason, count in report.rejected.items():
+            console.print(Text(f"{count:>7,} x {reason}"))
 
 
 def _keep(source: ShopSource, rejects: tuple[Reject, ...], *, home: Path) -> Path | None:
