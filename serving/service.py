@@ -12,25 +12,23 @@ measured with Ray 2.55.1:
 import contextlib
 import logging
 import os
-import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
 from handbill.errors import InputError
 from handbill.generator.base_models import BaseModel, resolve_base
 from handbill.serving.config import ServingConfig
 from handbill.serving.replicas import APP, ENGINE, EngineReplica, gateway_app
 from handbill.serving.tenants import open_tenants
+from handbill.serving.watchdog import end_ray, ray_home, start_watchdog
 
 log = logging.getLogger(__name__)
 
-_FOLDER: Final = "hb-ray-"
 _STOP_S: Final = 10.0
 _ENVIRONMENT: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -42,7 +40,7 @@ _ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
 }
-_running: dict[str, Path] = {}
+_running: list[tuple[Path, subprocess.Popen[bytes]]] = []  # one at most, with its watchdog
 
 
 def start_service(config: ServingConfig) -> str:
@@ -68,7 +66,7 @@ def start_service(config: ServingConfig) -> str:
     )
     open_tenants(config).close()  # bad database, bad pepper: say so here, not in a replica's log
     folder = _new_folder()
-    _running["folder"] = folder
+    _running.append((folder, start_watchdog(folder)))
     try:
         _start_ray(config, folder)
         _start_app(config, base)
@@ -81,13 +79,12 @@ def start_service(config: ServingConfig) -> str:
 
 def stop_service() -> None:
     """Stop the service and wait until its last process is gone. Stopping twice is harmless."""
-    folder = _running.pop("folder", None)
-    if folder is None:
+    if not _running:
         return
+    folder, watchdog = _running.pop()
     import ray
     from ray import serve
 
-    processes = _ray_processes(folder)
     try:
         if ray.is_initialized():
             # The app first, which lets running requests end; serve.shutdown() instead would
@@ -96,13 +93,13 @@ def stop_service() -> None:
                 serve.delete(APP)
             ray.shutdown()
     finally:
-        _end(processes)
-        shutil.rmtree(folder, ignore_errors=True)
+        end_ray(folder, grace_s=_STOP_S)
+        watchdog.communicate()
     log.info("service_stopped")
 
 
 def _start_ray(config: ServingConfig, folder: Path) -> None:
-    home = folder / "home"
+    home = ray_home(folder)
     home.mkdir()
     (home / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\nmax_workers: 0\n")
     # Ray reads some of these when it is imported, and its processes inherit them all.
@@ -168,33 +165,11 @@ def _free_port(config: ServingConfig) -> int:
 
 
 def _new_folder() -> Path:
-    """A folder for Ray's sockets and logs; those of dead services are removed."""
+    """A folder for Ray's sockets and logs; its watchdog removes it."""
     parent = Path(tempfile.gettempdir())
-    for old in parent.glob(f"{_FOLDER}*"):
-        owner = old.name.removeprefix(_FOLDER).partition("-")[0]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(old, ignore_errors=True)
     if len(str(parent)) > 40:  # a socket's path has 107 characters, and Ray's names are long
         raise InputError(f"temporary folder {parent} has too long a name for Ray; set TMPDIR")
-    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=parent))
-
-
-def _ray_processes(folder: Path) -> list[psutil.Process]:
-    """Every process of the Ray that was started in ``folder``."""
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if any(str(folder) in word for word in child.cmdline()):
-                found += [child, *child.children(recursive=True)]
-    return found
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    _, left = psutil.wait_procs(processes, timeout=_STOP_S)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=_STOP_S)
+    return Path(tempfile.mkdtemp(prefix="hb-ray-", dir=parent))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,232 @@
+"""``handbill serve``, ``handbill copy`` and ``handbill tenants``."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from handbill.errors import HandbillError, InputError
+
+if TYPE_CHECKING:
+    from handbill.serving.config import ServingConfig
+    from handbill.serving.tenants import Tenants
+
+Home = Annotated[Path, typer.Option(envvar="HANDBILL_HOME", help="Where handbill keeps its files.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+DEFAULT_HOME = Path(".handbill")
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+tenants_app = typer.Typer(help="Who is served: tenants and their API keys.", no_args_is_help=True)
+
+
+def serve(
+    *,
+    home: Home = DEFAULT_HOME,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for a free one.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model: name, folder or hub id.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    registry: Annotated[
+        Path | None, typer.Option(help="Registry folder; HOME/server/registry if not given.")
+    ] = None,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", help="Stop when the process that started it ends.")
+    ] = False,
+) -> None:
+    """Serve copy to tenants until Ctrl-C. Other settings: HANDBILL_SERVING_<FIELD>."""
+    config = _config(home, host=host, port=port, base=base, device=device, registry=registry)
+    stopped = threading.Event()
+    parent = os.getppid()
+    # Until the service is up, a signal must break the start, and what was started is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from handbill.serving.service import start_service, stop_service
+
+    try:
+        url = start_service(config)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.set())
+        typer.echo(
+            f"ready: curl {url}/v1/copy -H 'Authorization: Bearer KEY' "
+            f"-H 'Content-Type: application/json' -d '{{\"title\": \"Oak desk lamp\"}}'"
+        )
+        while not stopped.wait(0.5):
+            if with_parent and os.getppid() != parent:
+                break
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # stopping takes seconds; a second Ctrl-C waits
+        stop_service()
+
+
+def copy(
+    text: Annotated[str, typer.Argument(help="What is known of the product, in words.")] = "",
+    *,
+    title: Annotated[str, typer.Option(help="The product's name; TEXT if not given.")] = "",
+    shopper: Annotated[str, typer.Option(help="The shopper's interests, in words.")] = "",
+    scenario: Annotated[str, typer.Option(help="What kind of copy.")] = "recommendation_reason",
+    language: Annotated[str, typer.Option(help="Language of the copy, such as en.")] = "en",
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="How many pieces of copy.")] = 1,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest copy.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 for the likeliest copy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed, the same copy.")] = None,
+    url: Annotated[str, typer.Option(envvar="HANDBILL_URL", help="The service.")] = DEFAULT_URL,
+    key: Annotated[str, typer.Option(envvar="HANDBILL_API_KEY", help="Your API key.")] = "",
+    shop: Annotated[str, typer.Option(metavar="ID", help="Use the key of HOME/shops/ID.")] = "",
+    as_json: AsJson = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Ask a running service for copy."""
+    if not (title or text):
+        raise InputError('say what to write about: handbill copy "Oak desk lamp, warm light"')
+    body: dict[str, Any] = {
+        "title": title or text[:500],
+        "description": text if title else "",
+        "shopper": shopper,
+        "scenario": scenario,
+        "language": language,
+        "n": n,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    answer = _post(f"{url.rstrip('/')}/v1/copy", body, _key(key, shop, home))
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        return
+    for piece in answer["copies"]:
+        typer.echo(piece["text"])
+
+
+@tenants_app.command("add")
+def add(
+    tenant: Annotated[str, typer.Argument(metavar="ID", help="Lower-case letters, digits, -.")],
+    *,
+    name: Annotated[str, typer.Option(help="Name for people.")] = "",
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Add a tenant."""
+    with _tenants(home) as tenants:
+        tenants.add(tenant, name)
+    typer.echo(f"added {tenant}; next: handbill tenants key {tenant}")
+
+
+@tenants_app.command("key")
+def key_command(
+    tenant: Annotated[str, typer.Argument(metavar="ID", help="Whose key.")],
+    *,
+    days: Annotated[float | None, typer.Option(min=0, help="It ends after so many days.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write it to a file (mode 0600) instead of printing it.")
+    ] = None,
+    as_json: AsJson = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Make an API key. It is shown once and cannot be read again."""
+    if save is not None and save.exists():
+        raise InputError(f"{save}: is there already; a key is never overwritten")
+    with _tenants(home) as tenants:
+        made = tenants.new_key(tenant, days=days)
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(save, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(made.reveal() + "\n")
+    shown = {"tenant": tenant, "key_id": made.id}
+    shown |= {"saved": str(save)} if save is not None else {"key": made.reveal()}
+    if as_json:
+        typer.echo(json.dumps(shown))
+    else:
+        typer.echo(f"{made.id} saved in {save}" if save is not None else made.reveal())
+
+
+@tenants_app.command("revoke")
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEYID", help="See handbill tenants list.")],
+    *,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """End a key now."""
+    with _tenants(home) as tenants:
+        tenants.revoke(key_id)
+    typer.echo(f"revoked {key_id}")
+
+
+@tenants_app.command("list")
+def list_tenants(*, as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
+    """List tenants, their keys and what they used."""
+    with _tenants(home) as tenants:
+        found = tenants.list()
+    if as_json:
+        typer.echo(json.dumps({"tenants": found}, indent=2, ensure_ascii=False))
+        return
+    if not found:
+        typer.echo("No tenant yet: handbill tenants add ID")
+        return
+    table = Table("tenant", "name", "keys", "requests", "tokens in", "tokens out")
+    for row in found:
+        keys = ", ".join(f"{key['id']} ({key['state']})" for key in row["keys"])
+        counts = (row["requests"], row["prompt_tokens"], row["completion_tokens"])
+        table.add_row(row["id"], row["name"], keys, *map(str, counts))
+    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+
+
+def _config(home: Path, **given: Any) -> "ServingConfig":
+    from handbill.serving.config import PREFIX, ServingConfig
+
+    if given.get("registry") is None and f"{PREFIX}REGISTRY" not in os.environ:
+        given["registry"] = home / "server" / "registry"
+    return ServingConfig.from_env(state=home / "serving", **given)
+
+
+@contextmanager
+def _tenants(home: Path) -> "Iterator[Tenants]":
+    """A home's tenants, closed at the end."""
+    from handbill.serving.tenants import open_tenants
+
+    tenants = open_tenants(_config(home))
+    try:
+        yield tenants
+    finally:
+        tenants.close()
+
+
+def _key(key: str, shop: str, home: Path) -> str:
+    """The API key to use."""
+    if key:
+        return key
+    if not shop:
+        raise InputError("no API key: give --key, HANDBILL_API_KEY, or --shop ID")
+    from handbill.generator.artifacts import check_tenant
+
+    file = home / "shops" / check_tenant(shop) / "api_key"
+    if not file.is_file():
+        raise InputError(f"{file}: not there; `handbill tenants key {shop} --save {file}` makes it")
+    return file.read_text().strip()
+
+
+def _post(url: str, body: dict[str, Any], key: str) -> dict[str, Any]:
+    import httpx
+
+    try:
+        answer = httpx.post(
+            url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=120, trust_env=False
+        )
+        found: dict[str, Any] = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise InputError(f"{url}: {error}; is `handbill serve` running there?") from error
+    except ValueError as error:
+        raise InputError(f"{url}: is not a handbill service") from error
+    if answer.is_error:
+        message = found.get("error", {}).get("message", "refused")
+        raise HandbillError(f"{url}: {answer.status_code}: {message}")
+    return found
