@@ -1,0 +1,35 @@
+"""The Flower ClientApp: a thin shim between a SuperNode and the merchant's trainer.
+
+It holds no data and no model. Set ``HANDBILL_COLD=1`` (``handbill client run --cold``) to load
+the trainer in this process instead, once for every message: the slow way, kept to measure it.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from handbill.clients.daemon import MESSAGE, ask
+from handbill.federation.grid import from_record, to_record
+
+HOME_VARIABLE: Final = "HANDBILL_MERCHANT_HOME"
+COLD_VARIABLE: Final = "HANDBILL_COLD"
+
+app = ClientApp()
+
+
+@app.train()  # type: ignore[untyped-decorator]  # flwr carries no types for mypy here
+def train(message: Message, context: Context) -> Message:
+    """Pass one instruction to the trainer and its report back."""
+    del context
+    home = Path(os.environ[HOME_VARIABLE])
+    instruction = from_record(message.content)
+    if os.environ.get(COLD_VARIABLE) == "1":
+        from handbill.clients.cold import handle
+
+        report = handle(home, instruction)
+    else:
+        report = ask(home, MESSAGE, instruction)
+    return Message(to_record(report), reply_to=message)

@@ -1,0 +1,109 @@
+"""What a merchant learns about its adapters on its own shoppers; the numbers stay with it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.numpy import load_file
+
+from handbill.clients.trainer import Trainer
+from handbill.errors import MissingError
+from handbill.federation.messages import Recipe
+from handbill.generator.adapters import AdapterSpec, Tensors
+from handbill.generator.metrics import distinct_n, rouge_l
+from handbill.generator.prompts import render_prompt
+
+ARMS: Final = ("base", "global", "personal")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmScore:
+    """One adapter on held-out shoppers: loss in nats a token, ROUGE-L and distinct-2 in [0, 1]."""
+
+    loss: float
+    rouge_l: float
+    distinct_2: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Base model, federated adapter and the shop's own, on the same held-out shoppers.
+
+    Attributes:
+        samples: Copy for the same requests by base and by the shop's own adapter.
+    """
+
+    shop: str
+    rows: int
+    written: int
+    arms: dict[str, ArmScore]
+    samples: list[dict[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def evaluate(trainer: Trainer, *, rows: int, written: int) -> Evaluation:
+    """Measure base, global and personal adapter.
+
+    Args:
+        trainer: A merchant's trainer that has taken part in a run.
+        rows: Held-out shoppers whose loss is measured.
+        written: How many of them copy is written for (greedy), for ROUGE-L and distinct-2.
+
+    Raises:
+        MissingError: The merchant has not finished a run yet.
+    """
+    folder = trainer.home / "adapters"
+    if not (folder / "run.json").is_file():
+        raise MissingError(f"{folder}: no adapters yet; this shop has not finished a training run")
+    about = json.loads((folder / "run.json").read_text())
+    spec, recipe = AdapterSpec.from_dict(about["spec"]), Recipe(**about["recipe"])
+    model = trainer.model_for(spec)
+    held_out = trainer.users.held_out[:rows]
+    encoded = trainer.encode(held_out, recipe)
+    some = held_out[:written]
+    prompts = [
+        render_prompt(model.tokenizer, row.request, max_tokens=recipe.max_prompt_tokens)
+        for row in some
+    ]
+    arms, texts = {}, {}
+    for arm, tensors in _adapters(folder, model.shapes).items():
+        model.load(tensors)
+        texts[arm] = model.write(prompts, max_tokens=recipe.max_copy_tokens)
+        pairs = zip(texts[arm], some, strict=True)
+        arms[arm] = ArmScore(
+            loss=model.held_out_loss(encoded, batch=recipe.batch_rows),
+            rouge_l=sum(rouge_l(text, row.text) for text, row in pairs) / max(len(some), 1),
+            distinct_2=distinct_n(texts[arm], 2),
+        )
+    own = "personal" if "personal" in texts else "global"
+    samples = [
+        {
+            "title": row.request.title,
+            "shopper": row.request.shopper,
+            "before": before,
+            "after": after,
+        }
+        for row, before, after in zip(some, texts["base"], texts[own], strict=True)
+    ]
+    return Evaluation(
+        shop=trainer.merchant.id,
+        rows=len(held_out),
+        written=len(some),
+        arms=arms,
+        samples=samples,
+    )
+
+
+def _adapters(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensors]:
+    import numpy as np
+
+    found: dict[str, Tensors] = {"base": {n: np.zeros(s, np.float32) for n, s in shapes.items()}}
+    for arm in ARMS[1:]:
+        path = folder / f"{arm}.safetensors"
+        if path.is_file():
+            found[arm] = dict(load_file(path))
+    return found

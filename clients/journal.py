@@ -1,0 +1,82 @@
+"""What a merchant's client must remember across a crash: replies sent, and the last round seen.
+
+A retry must send the same update again: drawing new noise for the same round would cost budget
+twice. So an update is written here, durably, before it is sent, and a new attempt at the same
+round from the same weights gets the same tensors.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.numpy import load_file, save_file
+
+from handbill.errors import ProtocolError
+from handbill.federation.messages import Instruction
+from handbill.generator.adapters import Tensors
+
+_KEEP: Final = 4  # updates; a round is retried at once or never
+
+
+class Journal:
+    """Durable memory of one merchant's client, below ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use ``folder``, made if it is not there."""
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def admit(self, asked: Instruction) -> None:
+        """Refuse an instruction older than one already followed (a replay).
+
+        Raises:
+            ProtocolError: A later round of this run, or this attempt of it, was seen before.
+        """
+        path = self._folder / "last.json"
+        last: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        place = [asked.stage == "personal", asked.round, asked.attempt]
+        seen = last.get(asked.run)
+        if seen is not None and place <= seen:
+            raise ProtocolError(
+                f"{asked.stage} round {asked.round}, attempt {asked.attempt} was asked for before"
+            )
+        last[asked.run] = place
+        _write(path, json.dumps(last).encode())
+
+    def recall(self, asked: Instruction) -> Tensors | None:
+        """The update already made for this round from these weights, if there is one."""
+        path = self._path(asked)
+        return dict(load_file(path)) if path.is_file() else None
+
+    def keep(self, asked: Instruction, update: Tensors) -> None:
+        """Write an update durably; older ones are dropped."""
+        path = self._path(asked)
+        temporary = path.with_suffix(".new")
+        save_file(update, temporary)
+        _sync(temporary)
+        temporary.rename(path)
+        _sync(self._folder)
+        kept = sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        for old in kept[:-_KEEP]:
+            old.unlink()
+
+    def _path(self, asked: Instruction) -> Path:
+        slot = f"{asked.run}\0{asked.round}\0{asked.stage}\0{asked.parent}"
+        return self._folder / f"{hashlib.sha256(slot.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(data)
+    _sync(temporary)
+    temporary.rename(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

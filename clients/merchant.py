@@ -1,0 +1,164 @@
+"""A merchant's home: what it takes part in (``merchant.toml``) and what it allows (``policy.toml``).
+
+The policy is the merchant's alone: no message from the server can change or override it.
+"""
+
+import math
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Self
+
+import tomli_w
+
+from handbill.errors import InputError, MissingError, PolicyError
+from handbill.federation.messages import Instruction
+from handbill.generator.artifacts import check_tenant
+from handbill.privacy.accounting import default_delta
+
+MERCHANT_FILE: Final = "merchant.toml"
+POLICY_FILE: Final = "policy.toml"
+SIGNING_KEY: Final = Path("keys/signing.key")
+NODE_KEY: Final = Path("keys/node.key")
+CA_FILE: Final = Path("kit/ca.crt")
+SERVER_KEY: Final = Path("kit/server.pub")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merchant:
+    """What a merchant's client needs to know to take part.
+
+    Attributes:
+        id: The merchant's, and its shop's, id.
+        data: Folder of the shop's data, or of the market that holds it.
+        server: Address of the SuperLink, ``host:port``.
+        base: Name of the base model on this machine.
+        threads: CPU threads of the trainer; 0 leaves it to PyTorch.
+    """
+
+    id: str
+    name: str
+    data: str
+    describe: str = ""
+    server: str
+    base: str
+    device: str = "cpu"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        check_tenant(self.id)
+
+    def save(self, home: Path) -> None:
+        """Write ``merchant.toml``."""
+        _save(self, home / MERCHANT_FILE)
+
+    @classmethod
+    def load(cls, home: Path) -> Self:
+        """Read ``merchant.toml``."""
+        loaded: Self = _load(cls, home / MERCHANT_FILE)
+        return loaded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What a merchant allows, whatever the server asks.
+
+    Attributes:
+        epsilon_limit: Everything this shop ever sends stays within it; the ledger enforces it.
+        epsilon_per_run: What one training run may use; noise is calibrated for it.
+        delta: The chance left out of the guarantee, below one over the number of shoppers.
+        min_users: With fewer shoppers nothing is trained.
+        max_sampling_rate: No step may be expected to use a larger share of the shoppers.
+        held_out: Share of the shoppers kept out of training, to measure on.
+        personal: Whether the shop's own adapter may be trained and sent.
+    """
+
+    epsilon_limit: float = 8.0
+    epsilon_per_run: float = 8.0
+    delta: float
+    min_users: int = 50
+    max_sampling_rate: float = 0.25
+    max_rows_per_user: int = 16
+    held_out: float = 0.1
+    personal: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon_per_run <= self.epsilon_limit < math.inf:
+            raise InputError(
+                f"{POLICY_FILE}: 0 < epsilon_per_run={self.epsilon_per_run} <= "
+                f"epsilon_limit={self.epsilon_limit} must hold"
+            )
+        if not 0 < self.delta < 1:
+            raise InputError(f"{POLICY_FILE}: delta={self.delta} not in (0, 1)")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"{POLICY_FILE}: held_out={self.held_out} not in (0, 1)")
+
+    def save(self, home: Path) -> None:
+        """Write ``policy.toml``."""
+        _save(self, home / POLICY_FILE)
+
+    @classmethod
+    def load(cls, home: Path) -> Self:
+        """Read ``policy.toml``."""
+        loaded: Self = _load(cls, home / POLICY_FILE)
+        return loaded
+
+    @classmethod
+    def for_users(cls, users: int, **given: Any) -> Self:
+        """The default policy of a shop with so many shoppers."""
+        return cls(delta=default_delta(users), **given)
+
+    def check(self, asked: Instruction, *, users: int, base_digest: str) -> float:
+        """Refuse an instruction this policy does not allow.
+
+        Returns:
+            The sampling rate of a private step.
+
+        Raises:
+            PolicyError: Naming the limit and what was asked.
+        """
+        if asked.base_digest != base_digest:
+            raise PolicyError(
+                "the server trains another base model than the one on this machine; install "
+                "the same base, or ask the operator"
+            )
+        if asked.stage == "personal" and not self.personal:
+            raise PolicyError("the policy does not allow training the shop's own adapter")
+        if users < self.min_users:
+            raise PolicyError(
+                f"{users} shoppers can be trained on; the policy wants {self.min_users}"
+            )
+        rate = asked.recipe.expected_users / users
+        if rate > self.max_sampling_rate:
+            raise PolicyError(
+                f"{asked.recipe.expected_users} shoppers a step are {rate:.0%} of this shop's; "
+                f"the policy allows {self.max_sampling_rate:.0%}"
+            )
+        if asked.recipe.rows_per_user > self.max_rows_per_user:
+            raise PolicyError(
+                f"rows_per_user={asked.recipe.rows_per_user}: the policy allows "
+                f"{self.max_rows_per_user}"
+            )
+        return rate
+
+
+def _save(value: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tomli_w.dumps(asdict(value)))
+
+
+def _load(cls: Any, path: Path) -> Any:
+    if not path.is_file():
+        raise MissingError(f"{path}: not there; run `handbill client init` first")
+    try:
+        given = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: {error}") from error
+    known = {f.name for f in fields(cls)}
+    for key in given:
+        if key not in known:
+            raise InputError(f"{path}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise InputError(f"{path}: {error}") from error

@@ -1,0 +1,132 @@
+"""From merchants' updates to the next global weights.
+
+Only B is trained (see :mod:`handbill.generator.adapters`), and the model's change is linear in
+B, so the mean of the B's is exactly the mean of the changes B A.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from handbill.errors import InputError, NonFiniteUpdateError, ProtocolError, RoundError
+from handbill.generator.adapters import Tensors
+
+Shapes = dict[str, tuple[int, int]]
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class MeanAccumulator:
+    """The unweighted mean of updates, added one at a time: memory of one update, not of all.
+
+    Every merchant weighs the same: a declared number of examples could be any number.
+    """
+
+    def __init__(self, shapes: Shapes, *, max_norm: float) -> None:
+        self._shapes, self._max_norm = shapes, max_norm
+        self._sum = {name: np.zeros(shape, np.float64) for name, shape in shapes.items()}
+        self.count = 0
+
+    def add(self, update: Tensors) -> None:
+        """Add one update, or refuse it whole.
+
+        Raises:
+            ProtocolError: Names, shapes or dtype differ from the schema, or its norm is absurd.
+            NonFiniteUpdateError: It holds NaN or infinity.
+        """
+        if update.keys() != self._shapes.keys():
+            raise ProtocolError("update does not hold exactly the adapter's tensors")
+        square = 0.0
+        for name, value in update.items():
+            if value.shape != self._shapes[name] or value.dtype != np.float32:
+                raise ProtocolError(f"update: {name} is {value.dtype} {value.shape}")
+            square += float(np.square(value, dtype=np.float64).sum())
+        if not np.isfinite(square):
+            raise NonFiniteUpdateError("update holds NaN or infinity")
+        if square > self._max_norm**2:
+            raise ProtocolError(f"update is larger than this run allows ({self._max_norm:g})")
+        for name, value in update.items():
+            self._sum[name] += value
+        self.count += 1
+
+    def mean(self) -> Tensors:
+        """The mean of what was added.
+
+        Raises:
+            RoundError: Nothing was added.
+        """
+        if not self.count:
+            raise RoundError("no update to average")
+        return {n: (total / self.count).astype(np.float32) for n, total in self._sum.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptimizer:
+    """How the server steps along the mean update (Reddi et al. 2021, arXiv:2003.00295, alg. 2).
+
+    ``fedavg`` adds it; ``fedavgm`` adds a running mean of it; ``fedadam`` divides that by the
+    root of a running mean of its square, both with Adam's bias correction, which matters here:
+    private runs are a handful of rounds. With ``decay`` the learning rate falls linearly over
+    the planned rounds, which averages the noise of the last ones out.
+    """
+
+    kind: Literal["fedavg", "fedavgm", "fedadam"] = "fedadam"
+    learning_rate: float = 1e-2
+    momentum: float = 0.9
+    second_momentum: float = 0.99
+    epsilon: float = 1e-8
+    decay: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in {"fedavg", "fedavgm", "fedadam"}:
+            raise InputError(f"optimizer kind {self.kind!r}: fedavg, fedavgm or fedadam")
+        if self.learning_rate <= 0:
+            raise InputError(f"optimizer learning_rate={self.learning_rate} must be positive")
+
+    def at(self, round_number: int, *, of: int) -> "ServerOptimizer":
+        """The optimiser of one round: with ``decay``, the rate falls on a line towards zero."""
+        if not self.decay:
+            return self
+        left = 1 - (round_number - 1) / of
+        return replace(self, learning_rate=self.learning_rate * left)
+
+    def start(self, weights: Tensors) -> "OptimizerState":
+        """State before the first round."""
+        zeros = {name: np.zeros_like(value) for name, value in weights.items()}
+        return OptimizerState(0, zeros, {name: value.copy() for name, value in zeros.items()})
+
+    def step(
+        self, weights: Tensors, update: Tensors, state: "OptimizerState"
+    ) -> tuple[Tensors, "OptimizerState"]:
+        """The next weights and state; the arguments are left as they were."""
+        t = state.steps + 1
+        first: Tensors = {}
+        second: Tensors = {}
+        moved: Tensors = {}
+        for name, value in update.items():
+            first[name] = _running(state.first[name], value, self.momentum)
+            second[name] = _running(state.second[name], np.square(value), self.second_momentum)
+            mean = first[name] / (1 - self.momentum**t)
+            if self.kind == "fedavg":
+                change = value
+            elif self.kind == "fedavgm":
+                change = mean
+            else:
+                spread = np.sqrt(second[name] / (1 - self.second_momentum**t))
+                change = mean / (spread + self.epsilon)
+            moved[name] = (weights[name] + self.learning_rate * change).astype(np.float32)
+        return moved, OptimizerState(t, first, second)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerState:
+    """Running means of the updates and of their squares, and how many there were."""
+
+    steps: int
+    first: Tensors
+    second: Tensors
+
+
+def _running(old: Array, new: Array, keep: float) -> Array:
+    """Exponential running mean, kept in float32."""
+    return (keep * old + (1 - keep) * new).astype(np.float32)

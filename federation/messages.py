@@ -1,0 +1,202 @@
+"""What the server and a merchant say to each other, signed end to end.
+
+A message is a header (canonical JSON), the tensors it speaks of, and the sender's Ed25519
+signature over the header, which holds the digest of the tensors. Flower's own node
+authentication signs only a time stamp; this signature is what ties an update to a merchant, a
+run, a round and an attempt.
+
+Wire format: 4 bytes length of header, header, 64 bytes signature, safetensors.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from handbill.errors import InputError, ProtocolError
+from handbill.generator.adapters import AdapterSpec, Tensors
+from handbill.generator.artifacts import canonical_json
+
+Stage = Literal["global", "personal", "ping"]
+
+MESSAGE_LABEL: Final = b"handbill/v1/message\0"
+MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
+_MAX_HEADER_BYTES: Final = 256 * 1024
+_SIGNATURE_BYTES: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How merchants train: public facts, the same for all of them.
+
+    How much noise is added is not here: each merchant works it out from its own policy and the
+    number of steps planned here (``rounds * local_steps + personal_steps``).
+
+    Attributes:
+        rounds: Private rounds planned for the global adapter.
+        local_steps: Private steps a merchant takes in one round.
+        personal_steps: Private steps for the merchant's own adapter, after the last round.
+        expected_users: Shoppers sampled in a step, on average.
+        rows_per_user: At most so many rows of one shopper are used in a step.
+        clipping_norm: L2 bound of one shopper's gradient.
+        learning_rate: Of the local optimiser in a round (SGD; the server's optimiser adapts).
+        personal_learning_rate: Of Adam in the personal stage.
+    """
+
+    rounds: int = 6
+    local_steps: int = 1
+    personal_steps: int = 2
+    expected_users: int = 24
+    rows_per_user: int = 4
+    clipping_norm: float = 0.5
+    learning_rate: float = 1.0
+    personal_learning_rate: float = 1e-2
+    max_prompt_tokens: int = 96
+    max_copy_tokens: int = 64
+    batch_rows: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "local_steps", "expected_users", "rows_per_user", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise InputError(f"recipe: {name}={getattr(self, name)} must be at least 1")
+        if self.personal_steps < 0:
+            raise InputError(f"recipe: personal_steps={self.personal_steps} is negative")
+        for name in ("clipping_norm", "learning_rate", "personal_learning_rate"):
+            if not 0 < getattr(self, name) < 1e3:
+                raise InputError(f"recipe: {name}={getattr(self, name)} not in (0, 1000)")
+
+    @property
+    def private_steps(self) -> int:
+        """Noisy steps in the whole run, which the merchant's noise is calibrated for."""
+        return self.rounds * self.local_steps + self.personal_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruction:
+    """Server to merchant: take part in this round, from these weights."""
+
+    merchant: str
+    run: str
+    round: int
+    attempt: int
+    stage: Stage
+    parent: str
+    base_digest: str
+    spec: AdapterSpec
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Merchant to server: the update (local minus global weights), and what it cost.
+
+    Attributes:
+        privacy: The merchant's DP statement after this round; public facts only.
+        ledger_head: Hash of the last row of the merchant's ledger, which the server receipts.
+    """
+
+    merchant: str
+    run: str
+    round: int
+    attempt: int
+    stage: Stage
+    parent: str
+    ledger_head: str
+    privacy: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A message as it travels: signed header, signature, encoded tensors."""
+
+    header: bytes
+    signature: bytes
+    payload: bytes
+
+    def to_bytes(self) -> bytes:
+        """The wire format."""
+        length = len(self.header).to_bytes(4, "big")
+        return b"".join((length, self.header, self.signature, self.payload))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Signed":
+        """Cut a message into its parts; nothing in it is trusted yet."""
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise ProtocolError(f"message of {len(data)} bytes is over {MAX_MESSAGE_BYTES}")
+        length = int.from_bytes(data[:4], "big")
+        start = 4 + length + _SIGNATURE_BYTES
+        if length > _MAX_HEADER_BYTES or len(data) < start:
+            raise ProtocolError("message is cut short or its header is too long")
+        return cls(data[4 : 4 + length], data[4 + length : start], data[start:])
+
+
+M = TypeVar("M", Instruction, Report)
+
+
+def sign(message: Instruction | Report, tensors: Tensors, key: Ed25519PrivateKey) -> Signed:
+    """Encode and sign a message with its tensors."""
+    payload = save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)})
+    header = canonical_json(
+        {
+            "type": type(message).__name__,
+            "body": asdict(message),
+            "payload_sha256": hashlib.sha256(payload).hexdigest(),
+        }
+    )
+    return Signed(header, key.sign(MESSAGE_LABEL + header), payload)
+
+
+def open_signed(signed: Signed, key: Ed25519PublicKey, kind: type[M]) -> tuple[M, Tensors]:
+    """Check a message's signature and payload, then read it.
+
+    Raises:
+        ProtocolError: Another sender, another kind of message, or changed on the way.
+    """
+    try:
+        key.verify(signed.signature, MESSAGE_LABEL + signed.header)
+    except InvalidSignature as error:
+        raise ProtocolError("message is not signed by whom it should be") from error
+    if hashlib.sha256(signed.payload).hexdigest() != _header(signed).get("payload_sha256"):
+        raise ProtocolError("message's tensors are not those that were signed")
+    message = _body(signed, kind)
+    try:
+        tensors = load(signed.payload)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ProtocolError(f"message's tensors cannot be read ({error})") from error
+    return message, tensors
+
+
+def _header(signed: Signed) -> dict[str, Any]:
+    try:
+        header = json.loads(signed.header)
+    except ValueError as error:
+        raise ProtocolError("message header is not JSON") from error
+    if not isinstance(header, dict):
+        raise ProtocolError("message header is not an object")
+    return header
+
+
+def _body(signed: Signed, kind: type[M]) -> M:
+    header = _header(signed)
+    if header.get("type") != kind.__name__:
+        raise ProtocolError(f"expected {kind.__name__}, got {str(header.get('type'))[:40]!r}")
+    try:
+        fields: Mapping[str, Any] = header["body"]
+        if kind is Instruction:
+            return kind(
+                **{
+                    **fields,
+                    "spec": AdapterSpec.from_dict(fields["spec"]),
+                    "recipe": Recipe(**fields["recipe"]),
+                }
+            )
+        return kind(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"{kind.__name__} is malformed ({error})") from error

@@ -1,0 +1,44 @@
+"""The model card that goes with every artifact, for people who meet the file without us."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from handbill.generator.adapters import AdapterSpec
+from handbill.generator.base_models import BaseModel
+from handbill.server.records import Round
+
+
+def model_card(
+    base: BaseModel,
+    spec: AdapterSpec,
+    attempt: Round,
+    *,
+    tenant: str,
+    privacy: Sequence[dict[str, Any]],
+) -> str:
+    """Markdown with the front matter that PEFT and the hubs read."""
+    what = f"{tenant}'s own adapter" if tenant else "the federation's global adapter"
+    lines = [
+        "---",
+        f"base_model: {base.name}",
+        "library_name: peft",
+        "tags: [lora, federated, differential-privacy]",
+        "---",
+        "",
+        f"# handbill: {what}",
+        "",
+        f"LoRA of rank {spec.rank} on layers {spec.layers[0]} to {spec.layers[-1]} of `{base.name}` "
+        f"(`{base.digest[:19]}`), run `{attempt.run}`, {attempt.stage} round {attempt.number}.",
+        "A is a fixed random projection, only B was trained (FFA-LoRA).",
+        "",
+        "## Privacy",
+        "",
+    ]
+    lines += [
+        f"- {statement['merchant']}: one shopper's influence on everything this merchant sent "
+        f"is bounded by epsilon = {statement['epsilon']:.2f} at delta = {statement['delta']:.1e} "
+        f"({statement['adjacency']}, {statement['unit']}), {statement['steps']} private steps."
+        for statement in privacy
+    ]
+    lines += ["", "The machine-readable statements are in `manifest.json`, which is signed.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""What a running training tells the operator, one JSON line at a time."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+PROGRESS_FILE: Final = "progress.jsonl"
+
+
+class Progress:
+    """Appends facts about rounds; never anything about a shopper, an update or a key."""
+
+    def __init__(self, home: Path) -> None:
+        """Write below a server's home."""
+        self.path = home / PROGRESS_FILE
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Append one fact."""
+        line = json.dumps({"time": time.time(), "event": event, **facts})
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+    def end(self) -> int:
+        """Where the file ends now, to follow from."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def since(self, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Complete lines from ``offset`` on, each with the offset behind it."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                yield offset, json.loads(line)

@@ -1,0 +1,37 @@
+"""The Flower ServerApp: our own loop over the Grid, for the run named in the run configuration."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from handbill.errors import HandbillError
+from handbill.federation.grid import GridTransport
+from handbill.server.progress import Progress
+from handbill.server.registry import open_registry
+from handbill.server.settings import ServerSettings
+from handbill.server.superlink import HOME_VARIABLE, SuperLink
+from handbill.server.training import Training
+
+app = ServerApp()
+
+
+@app.main()  # type: ignore[untyped-decorator]  # flwr carries no types for mypy here
+def main(grid: Grid, context: Context) -> None:
+    """Take a run to its end, or ping the merchants."""
+    home = Path(os.environ[HOME_VARIABLE])
+    config: Any = context.run_config
+    run, mode = str(config["run"]), str(config["mode"])
+    try:
+        settings = ServerSettings.load(home)
+        nodes = SuperLink(home, settings).nodes()
+        training = Training(home, GridTransport(grid, nodes), open_registry(home), settings)
+        if mode == "ping":
+            training.ping(run)
+        else:
+            training.train(run, publish=mode == "train-and-publish")
+    except HandbillError as error:
+        Progress(home).note("failed", run=run, error=str(error))
+        raise

@@ -1,0 +1,380 @@
+"""A training run: rounds until the plan is done, each committed once, then the shops' own adapters.
+
+The run can be started again at any point: it goes on after its last committed round. Nothing here
+knows Flower or SQL; it speaks to a :class:`~handbill.federation.transport.Transport` and to the
+:class:`~handbill.server.registry.Registry`.
+"""
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from handbill.errors import MissingError, ProtocolError, RoundError
+from handbill.federation.aggregation import MeanAccumulator, OptimizerState
+from handbill.federation.messages import Report, Stage
+from handbill.federation.rounds import Fold, RoundOutcome, RoundPlan, run_round
+from handbill.federation.transport import Transport
+from handbill.generator.adapters import (
+    AdapterSpec,
+    Tensors,
+    check_tensors,
+    read_adapter,
+    top_layers,
+    trained_shapes,
+    write_adapter,
+    zero_update,
+)
+from handbill.generator.artifacts import load_or_create_key, load_public_key, utc_now
+from handbill.generator.base_models import BaseModel, resolve_base
+from handbill.generator.lora import LoraModel
+from handbill.generator.prompts import CopyRequest, Example, encode_example
+from handbill.server.cards import model_card
+from handbill.server.optimizer_state import load_state, save_state
+from handbill.server.progress import Progress
+from handbill.server.records import Round, Run
+from handbill.server.records import Stage as RoundStage
+from handbill.server.registry import PUBLISHER_KEY, Registry
+from handbill.server.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS: Final = 3
+WAIT_S: Final = 180.0
+
+
+class Training:
+    """One run over one transport."""
+
+    def __init__(
+        self,
+        home: Path,
+        transport: Transport,
+        registry: Registry,
+        settings: ServerSettings,
+        *,
+        model: LoraModel | None = None,
+    ) -> None:
+        """Read the roster and prepare the probe.
+
+        Args:
+            home: The server's folder.
+            transport: How merchants are reached.
+            registry: Where rounds are committed.
+            settings: The operator's settings.
+            model: A model to use instead of loading one, for simulations.
+        """
+        self._home, self._transport, self._registry = home, transport, registry
+        self._settings = settings
+        self._key = load_or_create_key(home / PUBLISHER_KEY)
+        self.base: BaseModel = resolve_base(settings.base)
+        self.spec = adapter_spec(settings, self.base)
+        self.progress = Progress(home)
+        self._model = model
+        with registry.database.begin() as uow:
+            self._roster: dict[str, Ed25519PublicKey] = {
+                merchant.id: load_public_key(merchant.public_key.encode())
+                for merchant in uow.merchants.all()
+            }
+
+    def train(self, run: str, *, publish: bool) -> None:
+        """Take a run to its end, from wherever it stands.
+
+        Args:
+            run: Its id; a new one starts a run with the settings of now.
+            publish: Serve what was trained when it is done.
+
+        Raises:
+            RoundError: A round could not be committed in :data:`ATTEMPTS` attempts.
+        """
+        self._registry.recover()
+        self._start(run)
+        self._wait_for_merchants()
+        rounds = self._settings.recipe.rounds
+        while True:
+            done, parent, weights, state = self._last(run)
+            if done >= rounds:
+                break
+            take = partial(self._global_round, parent=parent, weights=weights, state=state)
+            self._attempt(run, done + 1, "global", take)
+        if self._settings.recipe.personal_steps and not self._registry.last_committed(
+            run, "personal"
+        ):
+            own = partial(self._personal_round, parent=parent, weights=weights)
+            self._attempt(run, 1, "personal", own)
+        if publish:
+            self._publish(run, parent)
+        self._registry.end_run(run, "finished")
+        self.progress.note("finished", run=run)
+
+    def ping(self, run: str) -> RoundOutcome:
+        """One round without training or budget: what a round costs by itself."""
+        self._wait_for_merchants()
+        outcome = run_round(
+            self._transport,
+            self._plan(run, 1, 0, "ping", ""),
+            {},
+            key=self._key,
+            fold=_nothing_to_fold,
+        )
+        self.progress.note("pinged", run=run, seconds=outcome.seconds, failures=outcome.failures)
+        return outcome
+
+    def _start(self, run: str) -> None:
+        try:
+            with self._registry.database.begin() as uow:
+                uow.rounds.run(run)
+        except MissingError:
+            self._registry.start_run(
+                Run(
+                    id=run,
+                    base_name=self.base.name,
+                    base_digest=self.base.digest,
+                    recipe=asdict(self._settings.recipe),
+                    adapter=self.spec.to_dict(),
+                    started_at=utc_now(),
+                )
+            )
+
+    def _wait_for_merchants(self) -> None:
+        """Wait, not for ever, until enough merchants are connected."""
+        until = time.monotonic() + WAIT_S
+        while len(self._cohort()) < min(len(self._roster), self._settings.min_reports):
+            if time.monotonic() > until:
+                raise RoundError(
+                    f"{len(self._cohort())} of {len(self._roster)} enrolled merchants connected "
+                    f"within {WAIT_S:.0f} s, {self._settings.min_reports} needed"
+                )
+            time.sleep(0.2)
+
+    def _cohort(self) -> Mapping[str, Ed25519PublicKey]:
+        online = set(self._transport.merchants())
+        return {merchant: key for merchant, key in self._roster.items() if merchant in online}
+
+    def _plan(self, run: str, number: int, attempt: int, stage: Stage, parent: str) -> RoundPlan:
+        return RoundPlan(
+            run=run,
+            round=number,
+            attempt=attempt,
+            stage=stage,
+            parent=parent,
+            base_digest=self.base.digest,
+            spec=self.spec,
+            recipe=self._settings.recipe,
+            cohort=self._cohort(),
+            min_reports=self._settings.min_reports,
+            deadline_s=self._settings.deadline_s,
+        )
+
+    def _last(self, run: str) -> tuple[int, str, Tensors, OptimizerState]:
+        """Number, artifact, weights and optimiser state of the last committed round."""
+        last = self._registry.last_committed(run)
+        if last is None:
+            weights = zero_update(self.spec, self.base)
+            return 0, "", weights, self._settings.optimizer.start(weights)
+        shapes = trained_shapes(self.spec, self.base)
+        adapter = read_adapter(self._registry.store.path(last.aggregate))
+        weights = {name: adapter.tensors[name] for name in shapes}
+        return last.number, last.aggregate, weights, load_state(self._home, last.aggregate, shapes)
+
+    def _attempt(
+        self, run: str, number: int, stage: RoundStage, take: Callable[[Round], None]
+    ) -> None:
+        """Open a round and take it; abandon it and try again if it cannot be committed."""
+        for attempts_left in reversed(range(ATTEMPTS)):
+            attempt = self._registry.open_round(run, number, stage, list(self._cohort()))
+            try:
+                take(attempt)
+            except RoundError as error:
+                self._registry.abandon_round(attempt, str(error))
+                self.progress.note("abandoned", run=run, round=number, reason=str(error))
+                if not attempts_left:
+                    raise
+            else:
+                return
+
+    def _collect(self, attempt: Round, parent: str, weights: Tensors, fold: Fold) -> RoundOutcome:
+        plan = self._plan(attempt.run, attempt.number, attempt.attempt, attempt.stage, parent)
+        self.progress.note(
+            "round", run=plan.run, round=plan.round, stage=plan.stage, cohort=sorted(plan.cohort)
+        )
+
+        def on_reply(merchant: str, error: str) -> None:
+            self.progress.note("reply", round=plan.round, merchant=merchant, error=error)
+
+        return run_round(
+            self._transport, plan, weights, key=self._key, fold=fold, on_reply=on_reply
+        )
+
+    def _global_round(
+        self, attempt: Round, parent: str, weights: Tensors, state: OptimizerState
+    ) -> None:
+        settings = self._settings
+        shapes = trained_shapes(self.spec, self.base)
+        total = MeanAccumulator(shapes, max_norm=settings.max_update_norm)
+
+        def add(report: Report, update: Tensors) -> None:
+            del report  # every merchant weighs the same
+            total.add(update)
+
+        outcome = self._collect(attempt, parent, weights, add)
+        optimizer = settings.optimizer.at(attempt.number, of=settings.recipe.rounds)
+        moved, after = optimizer.step(weights, total.mean(), state)
+        metrics = self._gate(weights, moved)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self._write(folder, moved, attempt, "", outcome.privacy)
+            manifest = self._registry.seal(
+                folder,
+                kind="global",
+                base_name=self.base.name,
+                base_digest=self.base.digest,
+                parent=parent,
+                run=attempt.run,
+                round=attempt.number,
+                metrics=metrics,
+                privacy=outcome.privacy,
+            )
+            save_state(self._home, manifest.digest, after)
+            self._commit(attempt, folder, parent, outcome, metrics)
+
+    def _personal_round(self, attempt: Round, parent: str, weights: Tensors) -> None:
+        shapes = trained_shapes(self.spec, self.base)
+
+        def register(report: Report, update: Tensors) -> None:
+            check_tensors(update, shapes)
+            own: Tensors = {n: (weights[n] + update[n]).astype(np.float32) for n in weights}
+            if not all(np.isfinite(value).all() for value in own.values()):
+                raise ProtocolError("adapter holds NaN or infinity")
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary)
+                self._write(folder, own, attempt, report.merchant, [report.privacy])
+                self._registry.seal(
+                    folder,
+                    kind="tenant",
+                    tenant=report.merchant,
+                    base_name=self.base.name,
+                    base_digest=self.base.digest,
+                    parent=parent,
+                    run=attempt.run,
+                    round=attempt.number,
+                    privacy=[report.privacy],
+                )
+                self._registry.register_tenant_artifact(folder)
+
+        outcome = self._collect(attempt, parent, weights, register)
+        self._commit(attempt, None, parent, outcome, {})
+
+    def _commit(
+        self,
+        attempt: Round,
+        folder: Path | None,
+        parent: str,
+        outcome: RoundOutcome,
+        metrics: dict[str, float],
+    ) -> None:
+        self._registry.commit_round(
+            attempt,
+            folder=folder,
+            parent=parent,
+            survivors=outcome.reporters,
+            ledger_heads=outcome.ledger_heads,
+            metrics=metrics,
+            bytes_down=outcome.bytes_down,
+            bytes_up=outcome.bytes_up,
+            seconds=outcome.seconds,
+        )
+        self.progress.note(
+            "committed",
+            run=attempt.run,
+            round=attempt.number,
+            stage=attempt.stage,
+            seconds=outcome.seconds,
+            bytes_down=outcome.bytes_down,
+            bytes_up=outcome.bytes_up,
+            failures=outcome.failures,
+            **metrics,
+        )
+
+    def _write(
+        self, folder: Path, tensors: Tensors, attempt: Round, tenant: str, privacy: Any
+    ) -> None:
+        card = model_card(self.base, self.spec, attempt, tenant=tenant, privacy=privacy)
+        write_adapter(folder, spec=self.spec, base=self.base, tensors=tensors, card=card)
+
+    def _gate(self, before: Tensors, after: Tensors) -> dict[str, float]:
+        """Refuse weights that are not finite or that write much worse on the probe texts."""
+        if not all(np.isfinite(value).all() for value in after.values()):
+            raise RoundError("the aggregate holds NaN or infinity")
+        old, new = self._probe_loss(before), self._probe_loss(after)
+        if not new <= old + self._settings.gate_nats:
+            raise RoundError(
+                f"the aggregate raises the probe loss from {old:.2f} to {new:.2f} nats a token, "
+                f"more than gate_nats={self._settings.gate_nats} allows"
+            )
+        return {"probe_loss_before": old, "probe_loss": new}
+
+    def _probe_loss(self, weights: Tensors) -> float:
+        """Loss on our own invented texts: the server has no shopper's row to measure on."""
+        if self._model is None:
+            self._model = LoraModel(self.base, self.spec, device=self._settings.device)
+        model, recipe = self._model, self._settings.recipe
+        model.load(weights)
+        rows = [
+            encode_example(
+                model.tokenizer,
+                row,
+                max_prompt_tokens=recipe.max_prompt_tokens,
+                max_copy_tokens=recipe.max_copy_tokens,
+            )
+            for row in probe_examples()
+        ]
+        return model.held_out_loss(rows)
+
+    def _publish(self, run: str, digest: str) -> None:
+        self._registry.publish("", digest)
+        with self._registry.database.begin() as uow:
+            own = [a for a in uow.artifacts.all() if a.tenant and a.manifest["run"] == run]
+        for artifact in own:
+            self._registry.publish(artifact.tenant, artifact.digest)
+        self.progress.note("published", run=run, digest=digest, own=[a.tenant for a in own])
+
+
+def adapter_spec(settings: ServerSettings, base: BaseModel) -> AdapterSpec:
+    """The adapter that the operator's settings describe."""
+    adapter = settings.adapter
+    return AdapterSpec(
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        layers=top_layers(base, adapter.layers),
+        seed=adapter.seed,
+    )
+
+
+def probe_examples() -> list[Example]:
+    """Invented requests and copy that come with handbill."""
+    lines = files("handbill.server").joinpath("probe.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [
+        Example(
+            user="",
+            item="",
+            request=CopyRequest(**{k: v for k, v in row.items() if k != "text"}),
+            text=row["text"],
+        )
+        for row in rows
+    ]
+
+
+def _nothing_to_fold(report: Report, update: Tensors) -> None:
+    """Take a report that carries no update."""
+    del report, update
