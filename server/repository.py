@@ -222,9 +222,14 @@ class AuditRepository:
         self._session = session
 
     def append(self, *, actor: str, action: str, object_: str, result: str) -> AuditHead:
-        """Add the next entry and return the new head."""
+        """Add the next entry and return the new head; a long ``result`` is cut to its column."""
         entry = next_entry(
-            self.head(), time=utc_now(), actor=actor, action=action, object_=object_, result=result
+            self.head(),
+            time=utc_now(),
+            actor=actor,
+            action=action,
+            object_=object_,
+            result=result[:200],
         )
         self._session.add(orm.AuditRow(**asdict(entry)))
         self._session.flush()
