@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -421,6 +422,24 @@ def test_the_roster_keeps_a_revoked_merchant_but_does_not_list_it(registry):
         assert [m.id for m in uow.merchants.all(revoked=True)] == ["shop-a"]
     with pytest.raises(MissingError, match="shop-b"):
         registry.revoke("shop-b")
+
+
+def test_writers_at_the_same_time_never_fork_the_audit_chain(tmp_path, key, database_url):
+    def enrol_ten(writer):
+        registry = Registry(tmp_path / "server", key, url=database_url)
+        for number in range(10):
+            name = f"shop-{writer}-{number}"
+            registry.enrol(
+                Merchant(id=name, name=name, public_key="", node_key="", enrolled_at="2026-01-01")
+            )
+        registry.database.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(enrol_ten, range(4)))
+    registry = Registry(tmp_path / "server", key, url=database_url)
+    found = verify_registry(registry)
+    registry.database.close()
+    assert (found.audit_entries, found.problems) == (40, ())
 
 
 def test_open_registry_makes_one_only_when_asked(tmp_path):
