@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from handbill.errors import ArtifactError
+from handbill.generator.adapters import Adapter
+from handbill.generator.base_models import load_base
+from handbill.serving.bank import AdapterBank
+from handbill.serving.stacked import StackedLinear
+
+DOWN = "base_model.model.model.layers.2.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def model(base):
+    return load_base(base)[0]
+
+
+def pair(module, *, rank=2, width=128, out=64):
+    a, b = np.ones((rank, width), np.float32), np.ones((out, rank), np.float32)
+    return {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 7)), max_size=60))
+def test_an_adapter_in_use_is_never_evicted_and_counts_always_agree(base, adapters, steps):
+    bank = AdapterBank(load_base(base)[0], slots=3, max_rank=8)
+    users: dict[str, list[int]] = {}
+    for joins, number in steps:
+        name = str(number)
+        if joins:
+            if name not in bank:
+                if not bank.has_room:
+                    assert sum(1 for slots in users.values() if slots) == 3
+                    continue
+                bank.put(name, adapters.load(name))
+            users.setdefault(name, []).append(bank.acquire(name))
+        elif users.get(name):
+            users[name].pop()
+            bank.release(name)
+        for held, slots in users.items():
+            assert bank.users(held) == len(slots) or (not slots and held not in bank)
+            assert not slots or (held in bank and len(set(slots)) == 1)
+        live = [slots[0] for slots in users.values() if slots]
+        assert len(set(live)) == len(live)
+        assert 0 not in live
+        assert len(bank) <= 3
+
+
+def test_the_least_recently_used_idle_adapter_goes_first(model, adapters):
+    bank = AdapterBank(model, slots=2, max_rank=8)
+    for name in ("0", "1"):
+        bank.put(name, adapters.load(name))
+    bank.acquire("0")
+    bank.release("0")
+    bank.put("2", adapters.load("2"))
+    assert ("0" in bank, "1" in bank, "2" in bank) == (True, False, True)
+
+
+def test_only_the_modules_that_adapters_name_are_wrapped(base, adapters):
+    model = load_base(base)[0]
+    bank = AdapterBank(model, slots=2, max_rank=8)
+    bank.put("4", adapters.load("4"))  # q, v and down of layer 2
+    wrapped = sorted(n for n, m in model.named_modules() if isinstance(m, StackedLinear))
+    assert wrapped == [
+        "model.layers.2.mlp.down_proj",
+        "model.layers.2.self_attn.q_proj",
+        "model.layers.2.self_attn.v_proj",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "rank", "match"),
+    [
+        (pair("base_model.model.model.layers.9.mlp.down_proj"), 2, "no linear layer"),
+        (pair("base_model.model.model.norm"), 2, "no linear layer"),
+        (pair("model.layers.2.mlp.down_proj"), 2, "expected base_model.model"),
+        (pair(DOWN, width=64), 2, r"\(64, 64\), base \(64, 128\)"),
+        (pair(DOWN, rank=16), 16, "rank 16"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(base, tensors, rank, match):
+    model = load_base(base)[0]
+    bank = AdapterBank(model, slots=2, max_rank=8)
+    with pytest.raises(ArtifactError, match=match):
+        bank.put("x", Adapter(rank=rank, alpha=4.0, tensors=tensors))
+    assert len(bank) == 0
+    assert not any(isinstance(m, StackedLinear) for m in model.modules())
+
+
+def test_filling_a_slot_anew_does_not_change_rows_that_are_bound(base, adapters):
+    model = load_base(base)[0]
+    bank = AdapterBank(model, slots=1, max_rank=8)
+    bank.put("0", adapters.load("0"))
+    bank.bind((bank.acquire("0"), 0))
+    ids = torch.arange(3, 13).repeat(2, 1)
+    before = model(input_ids=ids).logits
+    bank.release("0")
+    bank.put("1", adapters.load("1"))
+    assert torch.equal(model(input_ids=ids).logits, before)
