@@ -5,13 +5,14 @@ import random
 import shutil
 import sqlite3
 import stat
+from dataclasses import replace
 
 import pytest
 
 from handbill.errors import BudgetExhaustedError, InputError, LedgerError
 from handbill.privacy.accounting import epsilon
 from handbill.privacy.events import PrivateSteps
-from handbill.privacy.ledger import Ledger
+from handbill.privacy.ledger import Ledger, Row
 from handbill.privacy.ledger_file import ROW_COLUMNS
 
 EVENT = PrivateSteps(noise_multiplier=1.0, sampling_rate=0.05, steps=2)
@@ -146,7 +147,7 @@ def random_edit(rng, path):
     """Change one thing in the rows or in the recorded head."""
     rows = sqlite3.connect(path).execute("SELECT * FROM row ORDER BY seq").fetchall()
     seq = rng.randint(1, len(rows))
-    kind = rng.choice(["value"] * 5 + ["delete", "truncate", "swap", "insert", "head"])
+    kind = rng.choice(["value"] * 5 + ["delete", "truncate", "swap", "insert", "head", "rehash"])
     if kind == "value":
         column = rng.choice(ROW_COLUMNS)
         old = rows[seq - 1][ROW_COLUMNS.index(column)]
@@ -163,6 +164,11 @@ def random_edit(rng, path):
     elif kind == "insert":
         copied = (len(rows) + 1, *rows[seq - 1][1:])
         edit(path, ("INSERT INTO row VALUES (?,?,?,?,?,?,?,?,?,?)", copied))
+    elif kind == "rehash":  # a cheaper event under a hash that fits; not the last row
+        cheap = PrivateSteps(noise_multiplier=9.0, sampling_rate=0.05, steps=2).to_json()
+        at = rng.randint(1, len(rows) - 1)
+        row = replace(Row(**dict(zip(ROW_COLUMNS, rows[at - 1], strict=True))), event=cheap)
+        edit(path, ("UPDATE row SET event = ?, hash = ? WHERE seq = ?", (cheap, row.digest(), at)))
     else:
         column, value = rng.choice([("seq", seq + 100), ("hash", rows[0][1])])
         edit(path, (f"UPDATE head SET {column} = ?", (value,)))  # noqa: S608
@@ -187,7 +193,7 @@ def test_every_one_of_200_random_edits_is_found(filled, tmp_path):
         kinds.add(random_edit(rng, copy))
         with pytest.raises(LedgerError, match="row"):
             open_ledger(copy)
-    assert len(kinds) == 6
+    assert len(kinds) == 7
 
 
 def test_the_error_names_the_row(filled, tmp_path):
