@@ -73,7 +73,8 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     @app.post("/v1/copy")
     async def copy(body: CopyBody, request: Request) -> Response:
         """Write copy for a product, for one shopper or for all."""
-        prompt = render_prompt(gateway.tokenizer, body.request())
+        room = gateway.config.max_prompt_tokens
+        prompt = render_prompt(gateway.tokenizer, body.request(), max_tokens=room)
         return await _respond(gateway, request, CopyAnswer, body, [prompt])
 
     @app.get("/v1/models")

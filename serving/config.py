@@ -27,6 +27,7 @@ class ServingConfig:
         slots: Adapters held in memory beside the base model.
         max_rank: Largest LoRA rank that is taken.
         context_tokens: Longest prompt and answer together.
+        max_prompt_tokens: Longest prompt of ``/v1/copy``; the same as in training.
         max_tokens: Longest answer a request may ask for.
         max_choices: Most answers one request may ask for.
         queue_limit: Sequences that may wait for a row, over all tenants.
@@ -50,6 +51,7 @@ class ServingConfig:
     slots: int = 16
     max_rank: int = 64
     context_tokens: int = 1024
+    max_prompt_tokens: int = 96
     max_tokens: int = 256
     max_choices: int = 8
     queue_limit: int = 128
@@ -64,6 +66,7 @@ class ServingConfig:
             "max_batch",
             "slots",
             "max_rank",
+            "max_prompt_tokens",
             "max_tokens",
             "max_choices",
             "queue_limit",

@@ -1,0 +1,277 @@
+"""The whole service, as people start it: a process of its own, Ray Serve, the openai client."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from handbill.generator.adapters import AdapterSpec, trained_shapes, write_adapter
+from handbill.generator.artifacts import (
+    ArtifactStore,
+    Channel,
+    load_or_create_key,
+    public_pem,
+    seal,
+    utc_now,
+    write_channel,
+)
+from handbill.generator.base_models import BaseModel, make_tiny_base, resolve_base
+from handbill.serving.cli import tenants_app
+from handbill.serving.config import ServingConfig
+from handbill.serving.repository import Repository
+
+pytestmark = pytest.mark.integration
+
+SERVE = "import typer; from handbill.serving.cli import serve; typer.run(serve)"
+COPY = "import typer; from handbill.serving.cli import copy; typer.run(copy)"
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@dataclass
+class Home:
+    """A home with a registry to publish into, and the running service's URL."""
+
+    root: Path
+    base: BaseModel
+    url: str = ""
+    serial: int = 0
+
+    def publish(self, tenant: str, number: int) -> str:
+        registry = self.root / "server" / "registry"
+        key = load_or_create_key(self.root / "server" / "keys" / "publisher.pem")
+        folder = self.root / "adapters" / f"{tenant}-{number}"
+        spec = AdapterSpec(rank=4, layers=(1,), seed=number)
+        draws = np.random.default_rng(number)
+        tensors = {
+            name: draws.standard_normal(shape).astype(np.float32)
+            for name, shape in trained_shapes(spec, self.base).items()
+        }
+        write_adapter(folder, spec=spec, base=self.base, tensors=tensors, card="test\n")
+        seal(
+            folder,
+            key=key,
+            kind="tenant" if tenant else "global",
+            tenant=tenant,
+            version=number,
+            base_name=self.base.name,
+            base_digest=self.base.digest,
+        )
+        digest = ArtifactStore(registry / "store").add(folder)
+        (registry / "publisher.pub").write_bytes(public_pem(key.public_key()))
+        self.point(tenant, digest)
+        return digest
+
+    def point(self, tenant: str, digest: str) -> None:
+        self.serial += 1
+        channel = Channel(tenant=tenant, digest=digest, serial=self.serial, published=utc_now())
+        key = load_or_create_key(self.root / "server" / "keys" / "publisher.pem")
+        write_channel(self.root / "server" / "registry", channel, key)
+
+    def client(self, tenant: str) -> openai.OpenAI:
+        key = (self.root / "shops" / tenant / "api_key").read_text().strip()
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    def processes(self) -> list[psutil.Process]:
+        """The service and everything it started."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("HANDBILL_TEST_HOME") == str(self.root):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    root = tmp_path_factory.mktemp("home")
+    base = resolve_base(str(make_tiny_base(root / "base")))
+    home = Home(root, base)
+    home.publish("", 1)
+    home.publish("acme", 1)
+    run = CliRunner()
+    for tenant in ("acme", "bolt"):
+        save = root / "shops" / tenant / "api_key"
+        for words in (["add", tenant], ["key", tenant, "--save", str(save)]):
+            result = run.invoke(tenants_app, [*words, "--home", str(root)])
+            assert result.exit_code == 0, result.output
+        assert save.stat().st_mode & 0o777 == 0o600
+        assert "hb_" not in result.output
+    options = ["--home", str(root), "--base", str(base.path), "--port", "0"]
+    environment = os.environ | {
+        "HANDBILL_TEST_HOME": str(root),
+        "HANDBILL_SERVING_CONTEXT_TOKENS": "1000",
+        "HANDBILL_SERVING_MAX_TOKENS": "900",
+        "HANDBILL_SERVING_THREADS": "1",
+        "HANDBILL_SERVING_POLL_S": "0.2",
+    }
+    log = (root / "service.log").open("w")
+    service = subprocess.Popen(
+        [sys.executable, "-c", SERVE, *options],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=environment,
+    )
+    line = service.stdout.readline()
+    assert line.startswith("ready: curl http://127.0.0.1:"), (root / "service.log").read_text()
+    home.url = line.split()[2].removesuffix("/v1/copy")
+    yield home
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(60) == 0
+    deadline = time.monotonic() + 10
+    while home.processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert home.processes() == []
+    service.stdout.close()
+    log.close()
+
+
+def test_the_openai_client_chats_whole_and_streamed(home):
+    ask = {"model": "default", "messages": HELLO, "max_tokens": 12, "temperature": 0}
+    whole = home.client("acme").chat.completions.create(**ask)
+    stream = home.client("acme").chat.completions.create(
+        **ask, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens > 0
+    assert whole.system_fingerprint.startswith("tenant-v1-")
+
+
+def test_the_openai_client_completes_and_lists_models(home):
+    client = home.client("bolt")
+    answer = client.completions.create(
+        model="handbill", prompt=["a", "b"], max_tokens=4, temperature=0, seed=1
+    )
+    assert len(answer.choices) == 2
+    assert answer.system_fingerprint.startswith("global-v1-")
+    assert {"bolt", "bolt@1", "handbill"} <= {model.id for model in client.models.list()}
+
+
+def test_many_streams_at_once_say_what_each_says_alone(home):
+    def ask(tenant, number):
+        return {
+            "model": tenant,
+            "messages": [{"role": "user", "content": f"Product {number}"}],
+            "max_tokens": 16,
+            "temperature": 1.0,
+            "seed": number,
+        }
+
+    asked = [("acme" if i % 2 else "bolt", i) for i in range(8)]
+    alone = [
+        home.client(tenant).chat.completions.create(**ask(tenant, i)).choices[0].message.content
+        for tenant, i in asked
+    ]
+
+    async def together():
+        async def one(tenant, number):
+            key = home.client(tenant).api_key
+            async with openai.AsyncOpenAI(base_url=f"{home.url}/v1", api_key=key) as client:
+                stream = await client.chat.completions.create(**ask(tenant, number), stream=True)
+                return "".join([c.choices[0].delta.content or "" async for c in stream])
+
+        return await asyncio.gather(*(one(tenant, number) for tenant, number in asked))
+
+    assert asyncio.run(together()) == alone
+
+
+def test_keys_and_models_of_others_are_refused_by_type(home):
+    client = home.client("bolt")
+    messages = []
+    for model in ("acme", "nobody"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.chat.completions.create(model=model, messages=HELLO)
+        messages.append(caught.value.body)
+    assert messages[0] == messages[1]
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="hb_wrong").models.list()
+    with pytest.raises(openai.BadRequestError, match="context"):
+        client.completions.create(model="default", prompt="x" * 300, max_tokens=900)
+
+
+def test_a_publication_and_a_rollback_reach_the_running_service(home):
+    def version():
+        answer = httpx.post(
+            f"{home.url}/v1/copy",
+            json={"title": "Lamp", "max_tokens": 2},
+            headers={"Authorization": f"Bearer {home.client('acme').api_key}"},
+        )
+        return answer.json()["version"]
+
+    first = version()
+    second = home.publish("acme", 2)
+    for wanted in (second, first):
+        home.point("acme", wanted)
+        deadline = time.monotonic() + 5
+        while version() != wanted:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_client_that_goes_away_frees_its_row_and_pays_for_what_it_got(home):
+    repository = Repository(ServingConfig(registry=home.root, state=home.root / "serving").url)
+    before = len(repository.usage("bolt"))
+    stream = home.client("bolt").chat.completions.create(
+        model="default", messages=HELLO, max_tokens=900, temperature=1.0, stream=True
+    )
+    for _ in range(3):
+        next(stream)
+    stream.close()
+    deadline = time.monotonic() + 10
+    while len(rows := repository.usage("bolt")) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert rows[-1].outcome == "disconnect"
+    assert 0 < rows[-1].completion_tokens < 900
+    while httpx.get(f"{home.url}/readyz").json()["running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_request_id_comes_once(home):
+    answer = httpx.get(f"{home.url}/healthz", headers={"x-request-id": "mine"})
+    assert answer.headers.get_list("x-request-id") == ["mine"]
+
+
+def test_the_command_line_asks_for_copy(home):
+    words = ["Oak desk lamp", "--url", home.url, "--shop", "acme", "--home", str(home.root)]
+    ran = subprocess.run(
+        [sys.executable, "-c", COPY, *words, "-n", "2", "--max-tokens", "4", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert '"copies"' in ran.stdout
+
+
+def test_no_process_of_the_service_speaks_or_listens_beyond_this_machine(home):
+    processes = home.processes()
+    assert len(processes) > 5
+    seen = 0
+    for process in processes:
+        try:
+            connections = process.net_connections(kind="inet")
+        except psutil.NoSuchProcess:
+            continue
+        for connection in connections:
+            for end in (connection.laddr, connection.raddr):
+                if end:
+                    seen += 1
+                    ip = end.ip.removeprefix("::ffff:")
+                    assert ip.startswith("127.") or ip == "::1", (process.name(), connection)
+    assert seen > 10
