@@ -62,6 +62,15 @@ class Journal:
         for old in kept[:-_KEEP]:
             old.unlink()
 
+    def keep_head(self, head: str) -> None:
+        """Remember the ledger's last row: an older ledger will not be taken for the newest."""
+        _write(self._folder / "ledger-head", head.encode())
+
+    def head(self) -> str:
+        """The ledger's last row as of now; empty before the first."""
+        path = self._folder / "ledger-head"
+        return path.read_text() if path.is_file() else ""
+
     def _path(self, asked: Instruction) -> Path:
         slot = f"{asked.run}\0{asked.round}\0{asked.stage}\0{asked.parent}"
         return self._folder / f"{hashlib.sha256(slot.encode()).hexdigest()[:32]}.safetensors"

@@ -5,7 +5,7 @@ The policy is the merchant's alone: no message from the server can change or ove
 
 import math
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -66,6 +66,8 @@ class Policy:
     Attributes:
         epsilon_limit: Everything this shop ever sends stays within it; the ledger enforces it.
         epsilon_per_run: What one training run may use; noise is calibrated for it.
+        users: How many shoppers there are to train on, as this shop lets it be known: a rounded
+            figure, which the sampling rate is computed from. The exact number is private.
         delta: The chance left out of the guarantee, below one over the number of shoppers.
         min_users: With fewer shoppers nothing is trained.
         max_sampling_rate: No step may be expected to use a larger share of the shoppers.
@@ -75,6 +77,7 @@ class Policy:
 
     epsilon_limit: float = 8.0
     epsilon_per_run: float = 8.0
+    users: int
     delta: float
     min_users: int = 50
     max_sampling_rate: float = 0.25
@@ -90,6 +93,8 @@ class Policy:
             )
         if not 0 < self.delta < 1:
             raise InputError(f"{POLICY_FILE}: delta={self.delta} not in (0, 1)")
+        if self.users < 1:
+            raise InputError(f"{POLICY_FILE}: users={self.users} must be at least 1")
         if not 0 < self.held_out < 1:
             raise InputError(f"{POLICY_FILE}: held_out={self.held_out} not in (0, 1)")
 
@@ -105,10 +110,14 @@ class Policy:
 
     @classmethod
     def for_users(cls, users: int, **given: Any) -> Self:
-        """The default policy of a shop with so many shoppers."""
-        return cls(delta=default_delta(users), **given)
+        """The default policy of a shop with so many shoppers, held-out ones among them."""
+        policy = cls(users=1, delta=0.5, **given)
+        trained = max(1, int(users * (1 - policy.held_out)))
+        step = 10 ** max(0, len(str(trained)) - 2)  # two digits are enough to be known
+        public = trained // step * step
+        return replace(policy, users=public, delta=default_delta(public))
 
-    def check(self, asked: Instruction, *, users: int, base_digest: str) -> float:
+    def check(self, asked: Instruction, *, base_digest: str) -> float:
         """Refuse an instruction this policy does not allow.
 
         Returns:
@@ -124,11 +133,11 @@ class Policy:
             )
         if asked.stage == "personal" and not self.personal:
             raise PolicyError("the policy does not allow training the shop's own adapter")
-        if users < self.min_users:
+        if self.users < self.min_users:
             raise PolicyError(
-                f"{users} shoppers can be trained on; the policy wants {self.min_users}"
+                f"{self.users} shoppers can be trained on; the policy wants {self.min_users}"
             )
-        rate = asked.recipe.expected_users / users
+        rate = asked.recipe.expected_users / self.users
         if rate > self.max_sampling_rate:
             raise PolicyError(
                 f"{asked.recipe.expected_users} shoppers a step are {rate:.0%} of this shop's; "

@@ -26,6 +26,18 @@ from handbill.generator.artifacts import load_or_create_key, public_pem
 ENROLMENT_FILE: Final = "enrolment.json"
 
 
+def only_shop(data: Path, describe: Path | None = None) -> str:
+    """The id of the one shop that ``data`` holds.
+
+    Raises:
+        InputError: It holds several.
+    """
+    ids = [source.info.id for source in find_shops(data, describe=describe)]
+    if len(ids) != 1:
+        raise InputError(f"{data}: holds {', '.join(ids)}; say which with --shop")
+    return ids[0]
+
+
 def init_merchant(
     home: Path,
     *,
@@ -43,7 +55,7 @@ def init_merchant(
     Args:
         home: Made if it is not there; what is there is kept.
         data: The shop's folder, or the market's that holds it.
-        shop: Id of the shop in ``data``; empty if there is only one.
+        shop: Id of the shop in ``data``.
         kit: What the operator gave: ``ca.crt``, ``server.pub``, ``kit.json``.
         describe: A description that lies outside ``data``.
         base: Name of the base model; the kit's unless given.
@@ -55,10 +67,8 @@ def init_merchant(
         The enrolment request to hand to the operator: public keys only.
     """
     sources = {source.info.id: source for source in find_shops(data, describe=describe)}
-    if not shop and len(sources) == 1:
-        shop = next(iter(sources))
     if shop not in sources:
-        raise InputError(f"{data}: holds {', '.join(sources)}; say which with --shop")
+        raise InputError(f"{data}: holds {', '.join(sources)}, not {shop!r}")
     loaded = load_shop(sources[shop])
     about = _read_kit(kit)
     for name, target in (("ca.crt", CA_FILE), ("server.pub", SERVER_KEY)):

@@ -99,7 +99,7 @@ class Trainer:
             raise ProtocolError("instruction is for another merchant")
         if asked.stage == "ping":
             return self._report(asked, {}, {})
-        rate = self.policy.check(asked, users=len(self.users.train), base_digest=self._base.digest)
+        rate = self.policy.check(asked, base_digest=self._base.digest)
         self._journal.admit(asked)
         model = self.model_for(asked.spec)
         model.load(weights)
@@ -149,17 +149,19 @@ class Trainer:
         users = [self.encode(rows, recipe) for rows in self.users.train]
         with self._ledger() as ledger:
             # Reserve first: a crash may waste budget, never overspend.
-            ledger.reserve(
+            paid = ledger.reserve(
                 event,
                 run=asked.run,
                 round=asked.round,
                 stage=asked.stage,
                 attempt=str(asked.attempt),
             )
+        self._journal.keep_head(paid.head)
         started = time.monotonic()
         plan = StepPlan(
             event=event,
             clipping_norm=recipe.clipping_norm,
+            expected_users=recipe.expected_users,
             rows_per_user=recipe.rows_per_user,
             batch_rows=recipe.batch_rows,
             learning_rate=recipe.personal_learning_rate if personal else recipe.learning_rate,
@@ -211,6 +213,7 @@ class Trainer:
             self.home / LEDGER_FILE,
             epsilon_limit=self.policy.epsilon_limit,
             delta=self.policy.delta,
+            known_head=self._journal.head(),
         )
 
     def _note_held_out_loss(self, asked: Instruction, model: LoraModel) -> None:

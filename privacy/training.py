@@ -42,11 +42,14 @@ class StepPlan:
 
     Attributes:
         clipping_norm: L2 bound of one shopper's gradient.
+        expected_users: What the noisy sum is divided by; from public figures, because the exact
+            number of shoppers is private.
         batch_rows: Rows computed at once; a shopper's rows are never split.
     """
 
     event: PrivateSteps
     clipping_norm: float
+    expected_users: float
     rows_per_user: int
     batch_rows: int
     learning_rate: float
@@ -69,7 +72,7 @@ def take_private_steps(
     """
     parameters = list(model.trained.values())
     _check_exact(model)
-    optimizer = _optimizer(parameters, plan, len(users), noise)
+    optimizer = _optimizer(parameters, plan, noise)
     # The hooks work on modules in training mode only: of an adapter, the trained linear layers.
     hooks = GradSampleHooks(model.model, loss_reduction="sum", strict=False)
     try:
@@ -89,9 +92,7 @@ def take_private_steps(
         hooks.cleanup()
 
 
-def _optimizer(
-    parameters: list[nn.Parameter], plan: StepPlan, users: int, noise: Noise
-) -> SecureDPOptimizer:
+def _optimizer(parameters: list[nn.Parameter], plan: StepPlan, noise: Noise) -> SecureDPOptimizer:
     plain: torch.optim.Optimizer
     if plan.optimizer == "adam":
         plain = torch.optim.Adam(parameters, lr=plan.learning_rate, betas=(0.9, 0.99))
@@ -101,7 +102,7 @@ def _optimizer(
         plain,
         noise_multiplier=plan.event.noise_multiplier,
         clipping_norm=plan.clipping_norm,
-        expected_users=plan.event.sampling_rate * users,
+        expected_users=plan.expected_users,
         noise=noise,
     )
 

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,14 +25,16 @@ class Progress:
         """Where the file ends now, to follow from."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
-    def since(self, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Complete lines from ``offset`` on, each with the offset behind it."""
+    def since(self, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """Facts in complete lines from ``offset`` on, and where to go on from."""
+        facts: list[dict[str, Any]] = []
         if not self.path.is_file():
-            return
+            return facts, offset
         with self.path.open("rb") as file:
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
-                    return
+                    break
                 offset += len(line)
-                yield offset, json.loads(line)
+                facts.append(json.loads(line))
+        return facts, offset

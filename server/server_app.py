@@ -1,5 +1,6 @@
 """The Flower ServerApp: our own loop over the Grid, for the run named in the run configuration."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from handbill.server.settings import ServerSettings
 from handbill.server.superlink import HOME_VARIABLE, SuperLink
 from handbill.server.training import Training
 
+log = logging.getLogger(__name__)
+
 app = ServerApp()
 
 
@@ -22,6 +25,13 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Take a run to its end, or ping the merchants."""
     home = Path(os.environ[HOME_VARIABLE])
+    # Flower drops a ServerApp's output; ours goes beside the other programs' logs.
+    logging.basicConfig(
+        filename=home / "logs" / "serverapp.log",
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        force=True,
+    )
     config: Any = context.run_config
     run, mode = str(config["run"]), str(config["mode"])
     try:
@@ -34,4 +44,7 @@ def main(grid: Grid, context: Context) -> None:
             training.train(run, publish=mode == "train-and-publish")
     except HandbillError as error:
         Progress(home).note("failed", run=run, error=str(error))
+        raise
+    except Exception:
+        log.exception("run_failed")
         raise

@@ -69,6 +69,8 @@ class SuperLink:
             {
                 **flower_environment(self.folder),
                 HOME_VARIABLE: str(self.home),
+                # It starts flwr-serverapp by name.
+                "PATH": f"{Path(program('flwr')).parent}{os.pathsep}{os.environ.get('PATH', '')}",
                 "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             },
         )

@@ -1,0 +1,157 @@
+"""``handbill client``: what a merchant's engineer runs beside the shop's data."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+client_cli = typer.Typer(help="Take part in a federation as a merchant.", no_args_is_help=True)
+
+Home = Annotated[Path, typer.Option(envvar="HANDBILL_HOME", help="Where handbill keeps its files.")]
+Shop = Annotated[str, typer.Option(metavar="ID", help="Which shop, if the home holds several.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+DEFAULT_HOME = Path(".handbill")
+
+
+@client_cli.command()
+def init(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="The shop's folder.")],
+    *,
+    kit: Annotated[Path, typer.Option(help="Folder the operator gave you.")],
+    shop: Shop = "",
+    describe: Annotated[Path | None, typer.Option(help="A description outside DATA.")] = None,
+    base: Annotated[str, typer.Option(help="Base model on this machine; the kit's.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads to train with; 0 is all.")] = 0,
+    epsilon: Annotated[float, typer.Option(help="Privacy limit for all this shop sends.")] = 8.0,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Set up a merchant: keys, policy, and the enrolment request for the operator."""
+    from handbill.clients.run import init_merchant, only_shop
+
+    shop = shop or only_shop(data, describe)
+    request = init_merchant(
+        home / "shops" / shop,
+        data=data,
+        shop=shop,
+        kit=kit,
+        describe=describe,
+        base=base,
+        device=device,
+        threads=threads,
+        epsilon=epsilon,
+    )
+    typer.echo(f"policy (yours alone to change): {request.parent / 'policy.toml'}")
+    typer.echo(f"give the operator: {request}")
+
+
+@client_cli.command()
+def run(
+    *,
+    shop: Shop = "",
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Load everything anew for each message (slow).")
+    ] = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Take part: run trainer and SuperNode in the foreground until Ctrl-C."""
+    from handbill.clients.run import run_merchant
+
+    folder = _folder(home, shop)
+    run_merchant(folder, cold=cold, announce=lambda: typer.echo(f"{folder.name} is ready"))
+
+
+@client_cli.command()
+def ledger(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
+    """Show how much of the privacy budget is spent, and what is left."""
+    from handbill.clients.merchant import Policy
+    from handbill.clients.trainer import LEDGER_FILE
+    from handbill.privacy.ledger import Ledger
+
+    folder = _folder(home, shop)
+    policy = Policy.load(folder)
+    with Ledger(
+        folder / LEDGER_FILE,
+        epsilon_limit=policy.epsilon_limit,
+        delta=policy.delta,
+        read_only=True,
+    ) as opened:
+        statement = opened.statement()
+    if as_json:
+        typer.echo(json.dumps({"shop": folder.name, **statement.to_dict()}, indent=2))
+    else:
+        typer.echo(f"{folder.name}: {statement.in_words()}")
+
+
+@client_cli.command()
+def status(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
+    """Show whether the trainer runs and what it did last."""
+    from handbill.clients.daemon import STATUS, ask
+    from handbill.clients.trainer import PROGRESS_FILE
+    from handbill.errors import HandbillError
+
+    folder = _folder(home, shop)
+    try:
+        facts: dict[str, Any] = {"running": True, **json.loads(ask(folder, STATUS))}
+    except HandbillError:
+        facts = {"running": False, "merchant": folder.name}
+    path = folder / PROGRESS_FILE
+    lines = path.read_text().splitlines() if path.is_file() else []
+    facts["last"] = json.loads(lines[-1]) if lines else {}
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    state = f"runs (process {facts['pid']})" if facts["running"] else "does not run"
+    typer.echo(f"{folder.name}: the trainer {state}")
+    if last := facts["last"]:
+        ago = time.time() - last["time"]
+        typer.echo(f"last: {last['event']} {last['stage']} round {last['round']}, {ago:.0f} s ago")
+
+
+@client_cli.command()
+def evaluate(
+    *,
+    shop: Shop = "",
+    rows: Annotated[int, typer.Option(min=1, help="Held-out shoppers to measure on.")] = 64,
+    written: Annotated[int, typer.Option(min=1, help="How many to write copy for.")] = 16,
+    as_json: AsJson = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Measure base, federated and own adapter on this shop's held-out shoppers.
+
+    The numbers stay on this machine; a running trainer does the work.
+    """
+    from handbill.clients.daemon import EVALUATE, ask
+
+    folder = _folder(home, shop)
+    asked = json.dumps({"rows": rows, "written": written}).encode()
+    result = json.loads(ask(folder, EVALUATE, asked))
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    table = Table("", "held-out loss", "ROUGE-L", "distinct-2", title=folder.name)
+    for arm, score in result["arms"].items():
+        table.add_row(
+            arm, f"{score['loss']:.3f}", f"{score['rouge_l']:.3f}", f"{score['distinct_2']:.3f}"
+        )
+    Console().print(table)
+
+
+def _folder(home: Path, shop: str) -> Path:
+    from handbill.errors import MissingError
+    from handbill.generator.artifacts import check_tenant
+
+    shops = home / "shops"
+    there = sorted(path.parent.name for path in shops.glob("*/merchant.toml"))
+    if not shop and len(there) == 1:
+        shop = there[0]
+    if not shop:
+        names = ", ".join(there) or "none; run `handbill client init`"
+        raise MissingError(f"{shops}: say which shop with --shop: {names}")
+    if check_tenant(shop) not in there:
+        raise MissingError(f"{shops}: no shop {shop!r}; there is {', '.join(there) or 'none'}")
+    return shops / shop

@@ -1,0 +1,107 @@
+"""``handbill server``: set up, enrol, run, train. Adds to the commands of :mod:`server.cli`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from handbill.server.cli import DEFAULT_HOME, AsJson, Home, server_cli
+
+
+@server_cli.command()
+def init(
+    *,
+    home: Home = DEFAULT_HOME,
+    host: Annotated[str, typer.Option(help="Where merchants connect to.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the SuperLink.")] = 18443,
+    base: Annotated[str, typer.Option(help="Base model: a name, a folder or a hub id.")] = (
+        "smollm2-135m"
+    ),
+) -> None:
+    """Make a server: settings, certificates, signing key, database, and the merchants' kit."""
+    from handbill.server.operate import init_server
+    from handbill.server.settings import ServerSettings
+
+    kit = init_server(home / "server", ServerSettings(host=host, port=port, base=base))
+    typer.echo(f"settings: {home / 'server' / 'server.toml'}")
+    typer.echo(f"give every merchant: {kit}")
+
+
+@server_cli.command()
+def enrol(
+    request: Annotated[Path, typer.Argument(metavar="ENROLMENT.JSON", help="From the merchant.")],
+    *,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Let a merchant in: its signing key and its node key go on the roster."""
+    from handbill.server.operate import enrol as let_in
+
+    merchant = let_in(home / "server", request)
+    typer.echo(f"enrolled {merchant.id} ({merchant.name})")
+
+
+@server_cli.command("run")
+def run_server(*, home: Home = DEFAULT_HOME) -> None:
+    """Run the server in the foreground until Ctrl-C."""
+    from handbill.server.operate import run_server as run
+    from handbill.server.settings import ServerSettings
+
+    def announce(settings: ServerSettings) -> None:
+        typer.echo(f"server ready on {settings.address}; stop with Ctrl-C")
+
+    run(home / "server", announce=announce)
+
+
+@server_cli.command()
+def train(
+    *,
+    home: Home = DEFAULT_HOME,
+    run: Annotated[str, typer.Option(help="Continue this run instead of a new one.")] = "",
+    publish: Annotated[bool, typer.Option(help="Serve the result when it is done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train: private rounds over all connected merchants, then each shop's own adapter."""
+    from handbill.server.operate import drive, new_run_id
+    from handbill.server.settings import ServerSettings
+
+    folder = home / "server"
+    run = run or new_run_id()
+    mode = "train-and-publish" if publish else "train"
+    rounds = ServerSettings.load(folder).recipe.rounds
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=as_json) as bar:
+        task = bar.add_task(f"run {run}", total=rounds)
+
+        def on_event(fact: dict[str, Any]) -> None:
+            if fact["event"] == "committed" and fact["stage"] == "global":
+                bar.update(task, completed=fact["round"])
+            elif fact["event"] == "abandoned" or fact.get("error"):
+                bar.console.print(f"round {fact['round']}: {fact.get('reason') or fact['error']}")
+
+        drive(folder, run, mode=mode, on_event=on_event)
+    if as_json:
+        typer.echo(json.dumps({"run": run, "rounds": rounds, "published": publish}))
+    else:
+        typer.echo(f"run {run} is done: `handbill models list`")
+
+
+@server_cli.command()
+def ping(*, home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
+    """Time one round without training: what the way to the merchants and back costs."""
+    from handbill.server.operate import drive, new_run_id
+
+    fact = drive(home / "server", f"ping-{new_run_id()}", mode="ping", on_event=lambda _: None)
+    if as_json:
+        typer.echo(json.dumps({"seconds": fact["seconds"], "failures": fact["failures"]}))
+        return
+    typer.echo(f"one round without training: {fact['seconds']:.1f} s")
+    for merchant, why in fact["failures"].items():
+        typer.echo(f"{merchant}: {why}")

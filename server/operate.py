@@ -1,0 +1,134 @@
+"""What the operator does: set up a server, let merchants in, keep it running, train."""
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from handbill.errors import InputError, RoundError
+from handbill.federation.supervision import Children, run_until_stopped
+from handbill.generator.artifacts import check_tenant, load_public_key, utc_now
+from handbill.server.certificates import make_certificates
+from handbill.server.progress import Progress
+from handbill.server.records import Merchant
+from handbill.server.registry import open_registry
+from handbill.server.settings import ServerSettings
+from handbill.server.superlink import SuperLink
+
+KIT: Final = "kit"
+RESTARTS: Final = 5
+_STATUS_EVERY_S: Final = 10.0
+
+
+def init_server(home: Path, settings: ServerSettings) -> Path:
+    """Make a server's home: settings, certificates, signing key, database.
+
+    Returns:
+        The kit to give to every merchant: nothing in it is secret.
+    """
+    settings.save(home)
+    make_certificates(home / "certificates", host=settings.host)
+    registry = open_registry(home, create=True)
+    registry.database.close()
+    kit = home / KIT
+    kit.mkdir(exist_ok=True)
+    shutil.copyfile(home / "certificates" / "ca.crt", kit / "ca.crt")
+    shutil.copyfile(registry.root / "publisher.pub", kit / "server.pub")
+    about = {"server": settings.address, "base": settings.base}
+    (kit / "kit.json").write_text(json.dumps(about, indent=2) + "\n")
+    return kit
+
+
+def enrol(home: Path, request: Path) -> Merchant:
+    """Put a merchant on the roster from its enrolment request.
+
+    Whoever hands over the request must be known by other means: the keys in it decide whose
+    updates count.
+    """
+    try:
+        asked = json.loads(request.read_text())
+        merchant = Merchant(
+            id=check_tenant(asked["id"]),
+            name=str(asked["name"])[:120],
+            public_key=asked["signing_key"],
+            node_key=asked["node_key"],
+            enrolled_at=utc_now(),
+        )
+        load_public_key(merchant.public_key.encode())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{request}: not an enrolment request ({error})") from error
+    registry = open_registry(home)
+    registry.enrol(merchant)
+    registry.database.close()
+    superlink = SuperLink(home, ServerSettings.load(home))
+    if superlink.healthy():
+        superlink.register(merchant.id, merchant.node_key)
+    return merchant
+
+
+def run_server(home: Path, *, announce: Callable[[ServerSettings], None]) -> None:
+    """Run SuperLink and SuperExec in the foreground until SIGTERM or Ctrl-C."""
+    settings = ServerSettings.load(home)
+    superlink = SuperLink(home, settings)
+    with Children(home / "logs") as children:
+        superlink.start(children)
+        registry = open_registry(home)
+        with registry.database.begin() as uow:
+            merchants = uow.merchants.all()
+        registry.database.close()
+        for merchant in merchants:
+            superlink.register(merchant.id, merchant.node_key)
+        announce(settings)
+        run_until_stopped(children)
+
+
+def new_run_id() -> str:
+    """An id for a training run: its day and four random letters."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M}-{secrets.token_hex(2)}"
+
+
+def drive(
+    home: Path, run: str, *, mode: str, on_event: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Submit a run to a running server and follow it to its end.
+
+    When the ServerApp dies it is submitted again, and goes on after the last committed round.
+
+    Args:
+        home: The server's folder.
+        run: Our run id; an unfinished one is continued.
+        mode: ``train``, ``train-and-publish`` or ``ping``.
+        on_event: Called with every fact the run notes.
+
+    Returns:
+        The last fact: ``finished`` or ``pinged``.
+
+    Raises:
+        RoundError: It failed, with the reason it noted.
+    """
+    progress = Progress(home)
+    superlink = SuperLink(home, ServerSettings.load(home))
+    if not superlink.healthy():
+        raise InputError(f"{home}: no server answers; start it with `handbill server run`")
+    offset = progress.end()
+    for _ in range(RESTARTS):
+        flower_run = superlink.submit(run, mode=mode)
+        next_look = time.monotonic() + _STATUS_EVERY_S
+        while True:
+            facts, offset = progress.since(offset)
+            for fact in facts:
+                on_event(fact)
+                if fact["event"] in {"finished", "pinged"}:
+                    return fact
+                if fact["event"] == "failed":
+                    raise RoundError(f"run {run}: {fact['error']}")
+            if time.monotonic() > next_look:
+                if superlink.status(flower_run).startswith("finished"):
+                    break
+                next_look = time.monotonic() + _STATUS_EVERY_S
+            time.sleep(0.2)
+    raise RoundError(f"run {run}: the ServerApp died {RESTARTS} times; see {home / 'logs'}")
