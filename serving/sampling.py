@@ -4,11 +4,15 @@ Each row draws from its own generator, one number per token, and turns it into a
 the inverse of its own distribution: a row's draw never depends on its neighbours.
 """
 
+from typing import Final
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from handbill.serving.sequences import Sampling
+
+_LIKELIEST: Final = 256
 
 
 class Chooser:
@@ -54,12 +58,20 @@ def _draw(logits_V: Tensor, top_p: float, uniform: float) -> int:
     """
     # float64, so that the last tokens of a large vocabulary are not lost in the sum
     probability_V = torch.softmax(logits_V.double(), dim=0)
-    order = None
-    if top_p < 1.0:
-        probability_V, order = probability_V.sort(descending=True, stable=True)
-        kept = int((probability_V.cumsum(0) < top_p).sum()) + 1
-        probability_V = probability_V[:kept]
-    cumulative = probability_V.cumsum(0)
+    if top_p == 1.0:
+        return _at(probability_V, uniform)
+    # Nearly always the nucleus lies in the first few; sorting all of a vocabulary is slow.
+    for few in (_LIKELIEST, probability_V.shape[0]):
+        likeliest, tokens = probability_V.topk(min(few, probability_V.shape[0]))
+        cumulative = likeliest.cumsum(0)
+        if float(cumulative[-1]) >= top_p:
+            break
+    kept = int((cumulative < top_p).sum()) + 1
+    return int(tokens[_at(likeliest[:kept], uniform)])
+
+
+def _at(weights: Tensor, uniform: float) -> int:
+    """Where ``uniform`` in [0, 1) falls among weights laid end to end."""
+    cumulative = weights.cumsum(0)
     at = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
-    at = min(at, probability_V.shape[0] - 1)
-    return at if order is None else int(order[at])
+    return min(at, weights.shape[0] - 1)

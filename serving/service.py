@@ -85,15 +85,16 @@ def stop_service() -> None:
     import ray
     from ray import serve
 
+    started = ray.is_initialized()
     try:
-        if ray.is_initialized():
+        if started:
             # The app first, which lets running requests end; serve.shutdown() instead would
             # have Ray print that its own controller's last task failed.
             with contextlib.suppress(Exception):  # whatever is left is ended below
                 serve.delete(APP)
             ray.shutdown()
     finally:
-        end_ray(folder, grace_s=_STOP_S)
+        end_ray(folder, grace_s=_STOP_S if started else 0.0)
         watchdog.communicate()
     log.info("service_stopped")
 

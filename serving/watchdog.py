@@ -3,7 +3,7 @@
 Ray's own guards leave its agents running when its driver is killed with SIGKILL (seen with
 2.55.1). So each service starts this module as a small process that holds the other end of a
 pipe: when the pipe closes, the service is dead or done, and what is left of its Ray is ended.
-Ray's processes are known by their home folder, which only they have.
+Ray's processes are known by the folder it was given, which is nobody else's.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from typing import Final
 
 import psutil
 
-_GRACE_S: Final = 10.0
+_KILL_S: Final = 5.0
 
 
 def ray_home(folder: Path) -> Path:
-    """The home folder that marks the processes of the Ray in ``folder``."""
+    """The home folder of the processes of the Ray in ``folder``."""
     return folder / "home"
 
 
@@ -36,22 +36,42 @@ def start_watchdog(folder: Path) -> subprocess.Popen[bytes]:
 
 def end_ray(folder: Path, *, grace_s: float) -> None:
     """Wait for every process of a Ray to end, kill those that do not, remove its folder."""
-    _, left = psutil.wait_procs(_processes(folder), timeout=grace_s)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=_GRACE_S)
+    psutil.wait_procs(_processes(folder), timeout=grace_s)
+    # Again until none is left: a process may have started another while it was being ended.
+    while left := _processes(folder):
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=_KILL_S)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _processes(folder: Path) -> list[psutil.Process]:
-    home = str(ray_home(folder))
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get("HOME") == home:
+            mine = process.pid != os.getpid() and process.uids().real == os.getuid()
+            if mine and process.status() != psutil.STATUS_ZOMBIE and _belongs(process, str(folder)):
                 found.append(process)
     return found
+
+
+def _belongs(process: psutil.Process, folder: str) -> bool:
+    """Whether a process is of the Ray in ``folder``.
+
+    Ray's processes rename themselves, which overwrites their arguments and part of their
+    environment, so there are three places to look: arguments, environment, open log files.
+    """
+    words = process.cmdline()
+    if words[1:3] == ["-m", __spec__.name if __spec__ else __name__]:
+        return False  # a watchdog
+    if any(folder in word for word in words):
+        return True
+    raw = Path(f"/proc/{process.pid}/environ")
+    variables = raw.read_bytes() if raw.exists() else repr(process.environ()).encode()
+    return folder.encode() in variables or any(
+        file.path.startswith(folder) for file in process.open_files()
+    )
 
 
 if __name__ == "__main__":
