@@ -4,6 +4,7 @@ Flower's types stay in this module and in the two app modules. A message of ours
 byte array, so that Flower neither reads nor changes it, and replies are pulled one at a time.
 """
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -18,6 +19,7 @@ RECORD: Final = "handbill"
 ARRAY: Final = "message"
 MESSAGE_TYPE: Final = "train"
 _POLL_S: Final = 0.2
+_RAISED: Final = re.compile(r"<class '[^']*'>:<'(.*)'>", re.DOTALL)
 
 
 def to_record(message: bytes) -> RecordDict:
@@ -78,8 +80,10 @@ class GridTransport:
 
 def _reply(merchant: str, answer: Message) -> Reply:
     if answer.has_error():
-        # Flower puts our client's one-line error here; the SuperLink puts its own for a dead node.
-        return Reply(merchant, error=f"{answer.error.reason or 'no reason given'}"[:500])
+        # Our client's one-line error as Flower wraps it, or the SuperLink's word on a dead node.
+        reason = str(answer.error.reason or "no reason given")
+        wrapped = _RAISED.fullmatch(reason)
+        return Reply(merchant, error=(wrapped[1] if wrapped else reason)[:500])
     try:
         return Reply(merchant, message=from_record(answer.content))
     except ProtocolError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handbill.errors import InputError
+from handbill.generator.prompts import SCENARIOS
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ _TINY_TEMPLATE: Final = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_FRAME: Final = "system user assistant Product: Shopper: Tone: Language: category brand price"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,21 +122,30 @@ def folder_digest(path: Path) -> str:
 
 
 def make_tiny_base(folder: Path, *, seed: int = 0, layers: int = 2, hidden: int = 64) -> Path:
-    """Write a tiny random Llama with a byte-level tokenizer: for tests and simulations.
+    """Write a tiny random Llama with a tiny vocabulary: for tests and simulations.
 
     Returns:
         The folder, which :func:`resolve_base` takes as a name.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = {token: i for i, token in enumerate(specials + alphabet)}
-    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
+    # The words of our own prompts become tokens, so that prompts are about as long as for a
+    # real vocabulary; all other text is spelled in bytes.
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=1,
+        show_progress=False,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    raw.train_from_iterator([*SCENARIOS.values(), _FRAME], trainer)
+    vocabulary = raw.get_vocab()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         bos_token="<|im_start|>",  # noqa: S106

@@ -110,12 +110,11 @@ def write_sample_market(folder: Path, *, seed: int = 7, shoppers_per_shop: int =
     """
     if shoppers_per_shop < MIN_SHOPPERS:
         raise InputError(f"shoppers_per_shop={shoppers_per_shop}: at least {MIN_SHOPPERS} needed")
-    shared = read_vocabulary("shared")
     written, lines = [], []
     try:
         for shop in SHOPS:
             words = read_vocabulary(shop)
-            _write_shop(folder / shop, shared, words, Draws(seed, shop), shoppers_per_shop)
+            write_shop(folder / shop, words, Draws(seed, shop), shoppers_per_shop)
             written.append(folder / shop)
             lines.append(f"- `{shop}/`: {words['name']}, {words['trade']}")
         readme = README.format(seed=seed, shoppers=shoppers_per_shop, shops="\n".join(lines))
@@ -125,9 +124,16 @@ def write_sample_market(folder: Path, *, seed: int = 7, shoppers_per_shop: int =
     return written
 
 
-def _write_shop(
-    folder: Path, shared: dict[str, Any], words: dict[str, Any], draws: Draws, n_shoppers: int
-) -> None:
+def write_shop(folder: Path, words: dict[str, Any], draws: Draws, n_shoppers: int) -> None:
+    """Write one invented shop.
+
+    Args:
+        folder: Made when it does not exist.
+        words: The shop's id, name and voice, as in ``sample_shops/*.toml``.
+        draws: Chooses the products, shoppers and words.
+        n_shoppers: How many shoppers have rows.
+    """
+    shared = read_vocabulary("shared")
     folder.mkdir(parents=True, exist_ok=True)
     products = invent_products(words, draws)
     shoppers = [_invent_shopper(shared, words, products, n, draws) for n in range(n_shoppers)]

@@ -4,15 +4,14 @@ import sys
 
 import typer
 
+import handbill.server.commands  # noqa: F401 - adds the operating commands to server_cli
 from handbill import __version__
 from handbill.clients.cli import data_app
 from handbill.clients.commands import client_cli
 from handbill.errors import HandbillError
-from handbill.server.cli import models_app
-from handbill.server.commands import server_cli
-from handbill.simulations.cli import add_commands as add_simulations
-from handbill.serving.cli import add_commands as add_serving
-from handbill.serving.cli import tenants_app
+from handbill.server.cli import models_app, server_cli
+from handbill.serving.cli import copy, serve, tenants_app
+from handbill.simulations.demo_command import demo
 
 app = typer.Typer(
     name="handbill",
@@ -24,21 +23,20 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _root(
-    *, version: bool = typer.Option(False, "--version", help="Print the version.")
-) -> None:
+def _root(*, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
     if version:
         typer.echo(f"handbill {__version__}")
         raise typer.Exit
 
 
-add_simulations(app)
+app.command()(demo)
 app.add_typer(data_app, name="data")
 app.add_typer(client_cli, name="client")
 app.add_typer(server_cli, name="server")
 app.add_typer(models_app, name="models")
 app.add_typer(tenants_app, name="tenants")
-add_serving(app)
+app.command()(serve)
+app.command()(copy)
 
 
 def main() -> None:
