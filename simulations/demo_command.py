@@ -80,6 +80,9 @@ def demo(
         if results:
             write_benchmark(run, report, results, command=f"handbill {' '.join(sys.argv[1:])}")
         console.print(f"report: {page}", soft_wrap=True, highlight=False)
+        console.print("try next:", style="bold")
+        for command in report.commands:
+            console.print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
 
     def keep_serving(url: str) -> None:
         finish()

@@ -1,8 +1,7 @@
-"""The demo's result for a terminal: the report's tables, samples and commands, in rich."""
+"""The demo's result for a terminal: the report's tables, samples and summary, in rich."""
 
 from rich import box
 from rich.console import RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -20,15 +19,14 @@ _DASH = "\N{EN DASH}"
 def terminal_tables(report: DemoReport) -> list[RenderableType]:
     """Return what to print at the end of a demo, in order; fits 80 columns.
 
+    The commands to try next are not among them: wrapped to a width, they could not be pasted.
+
     Names and copy are shown as plain text: rich markup in them means nothing.
     """
     shown: list[RenderableType] = [_copy_table(report), _privacy_table(report)]
     if report.samples:
         shown.append(_samples(report))
     shown.append(Text("\n".join(f"  {sentence}" for sentence in summary(report))))
-    if report.commands:
-        commands = Text("\n".join(report.commands), style="cyan", overflow="fold", no_wrap=False)
-        shown += [Text("What to try next", style="bold"), Padding(commands, (0, 2))]
     return shown
 
 

