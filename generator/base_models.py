@@ -87,7 +87,9 @@ def load_base(base: BaseModel, *, device: str = "cpu", dtype: str = "float32") -
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         base.path, dtype=getattr(torch, dtype), local_files_only=True

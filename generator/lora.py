@@ -3,6 +3,7 @@
 Axes: B rows of a batch, T positions, D hidden width, V vocabulary, N positions with a loss.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,8 +40,11 @@ class LoraModel:
         self.base, self.spec, self.device = base, spec, device
         model, self.tokenizer = load_base(base, device=device, dtype=dtype)
         fields = peft_config(spec, base.name)
-        fields["inference_mode"] = False
-        self.model = get_peft_model(model, LoraConfig(**fields)).eval()
+        fields |= {"inference_mode": False, "base_model_name_or_path": None}
+        with warnings.catch_warnings():
+            # PEFT asks transformers about gradient checkpointing by its old name.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            self.model = get_peft_model(model, LoraConfig(**fields)).eval()
         for name, value in fixed_projections(spec, base).items():
             self._parameter(name).data.copy_(torch.from_numpy(value))
         self.shapes = trained_shapes(spec, base)
