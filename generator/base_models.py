@@ -87,9 +87,8 @@ def load_base(base: BaseModel, *, device: str = "cpu", dtype: str = "float32") -
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    _no_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         base.path, dtype=getattr(torch, dtype), local_files_only=True
@@ -133,6 +132,7 @@ def make_tiny_base(folder: Path, *, seed: int = 0, layers: int = 2, hidden: int 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    _no_progress_bars()
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -177,6 +177,13 @@ def make_tiny_base(folder: Path, *, seed: int = 0, layers: int = 2, hidden: int 
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _no_progress_bars() -> None:
+    """Keep transformers' own bars, one for every file, out of our commands' output."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def _once(path: Path, make: Any) -> Path:
