@@ -7,7 +7,6 @@ round from the same weights gets the same tensors.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from handbill.errors import ProtocolError
 from handbill.federation.messages import Instruction
 from handbill.generator.adapters import Tensors
+from handbill.generator.artifacts import sync_to_disk
 
 _KEEP: Final = 4  # updates; a round is retried at once or never
 
@@ -55,9 +55,9 @@ class Journal:
         path = self._path(asked)
         temporary = path.with_suffix(".new")
         save_file(update, temporary)
-        _sync(temporary)
+        sync_to_disk(temporary)
         temporary.rename(path)
-        _sync(self._folder)
+        sync_to_disk(self._folder)
         kept = sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
         for old in kept[:-_KEEP]:
             old.unlink()
@@ -79,13 +79,5 @@ class Journal:
 def _write(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_bytes(data)
-    _sync(temporary)
+    sync_to_disk(temporary)
     temporary.rename(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,15 +4,13 @@ The policy is the merchant's alone: no message from the server can change or ove
 """
 
 import math
-import tomllib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-import tomli_w
-
-from handbill.errors import InputError, MissingError, PolicyError
+from handbill.errors import InputError, PolicyError
 from handbill.federation.messages import Instruction
+from handbill.federation.settings_file import load_settings, save_settings
 from handbill.generator.artifacts import check_tenant
 from handbill.privacy.accounting import default_delta
 
@@ -50,13 +48,12 @@ class Merchant:
 
     def save(self, home: Path) -> None:
         """Write ``merchant.toml``."""
-        _save(self, home / MERCHANT_FILE)
+        save_settings(self, home / MERCHANT_FILE)
 
     @classmethod
     def load(cls, home: Path) -> Self:
         """Read ``merchant.toml``."""
-        loaded: Self = _load(cls, home / MERCHANT_FILE)
-        return loaded
+        return load_settings(cls, home / MERCHANT_FILE, remedy="run `handbill client init` first")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +97,12 @@ class Policy:
 
     def save(self, home: Path) -> None:
         """Write ``policy.toml``."""
-        _save(self, home / POLICY_FILE)
+        save_settings(self, home / POLICY_FILE)
 
     @classmethod
     def load(cls, home: Path) -> Self:
         """Read ``policy.toml``."""
-        loaded: Self = _load(cls, home / POLICY_FILE)
-        return loaded
+        return load_settings(cls, home / POLICY_FILE, remedy="run `handbill client init` first")
 
     @classmethod
     def for_users(cls, users: int, **given: Any) -> Self:
@@ -149,25 +145,3 @@ class Policy:
                 f"{self.max_rows_per_user}"
             )
         return rate
-
-
-def _save(value: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(tomli_w.dumps(asdict(value)))
-
-
-def _load(cls: Any, path: Path) -> Any:
-    if not path.is_file():
-        raise MissingError(f"{path}: not there; run `handbill client init` first")
-    try:
-        given = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: {error}") from error
-    known = {f.name for f in fields(cls)}
-    for key in given:
-        if key not in known:
-            raise InputError(f"{path}: unknown key {key!r}; known: {', '.join(sorted(known))}")
-    try:
-        return cls(**given)
-    except TypeError as error:
-        raise InputError(f"{path}: {error}") from error

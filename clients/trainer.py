@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 LEDGER_FILE: Final = "ledger.db"
 PROGRESS_FILE: Final = "progress.jsonl"
 SPLIT_LABEL: Final = "held-out/v1"
-CURVE_ROWS: Final = 16  # held-out rows looked at in every round, for the shop's own curve
+CURVE_ROWS: Final = 8  # held-out rows looked at in every round, for the shop's own curve
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,13 +250,13 @@ class ArtifactStore:
         try:
             for file in folder.iterdir():
                 shutil.copyfile(file, temporary / file.name)
-                _fsync(temporary / file.name)
-            _fsync(temporary)
+                sync_to_disk(temporary / file.name)
+            sync_to_disk(temporary)
             temporary.chmod(0o755)
             temporary.rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _fsync(self.root)
+        sync_to_disk(self.root)
         return digest
 
 
@@ -279,9 +279,9 @@ def write_channel(root: Path, channel: Channel, key: Ed25519PrivateKey) -> None:
     target = _channel_path(root, channel.tenant)
     temporary = target.with_suffix(".new")
     temporary.write_bytes(canonical_json({"channel": body, "signature": signature}))
-    _fsync(temporary)
+    sync_to_disk(temporary)
     temporary.rename(target)
-    _fsync(folder)
+    sync_to_disk(folder)
 
 
 def read_channel(root: Path, tenant: str, public_key: Ed25519PublicKey) -> Channel | None:
@@ -328,7 +328,8 @@ def _read_small(path: Path) -> bytes:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _fsync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """Make a file's bytes, or a folder's entries, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -70,6 +70,9 @@ class EncodedExample:
     ids: tuple[int, ...]
     n_prompt: int
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of text nobody trusts: markers inside it stay ordinary characters."""

@@ -7,7 +7,7 @@ the average is clipped. Per-row gradients come from Opacus' hooks.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -21,8 +21,10 @@ from handbill.privacy.noise import Noise
 from handbill.privacy.optimizer import SecureDPOptimizer, user_gradients
 from handbill.privacy.sampling import poisson_sample
 
-Row = TypeVar("Row")
-Row_contra = TypeVar("Row_contra", contravariant=True)  # what a model takes, for the protocol
+Row = TypeVar("Row", bound=Sized)
+Row_contra = TypeVar(
+    "Row_contra", bound=Sized, contravariant=True
+)  # what a model takes, for the protocol
 Batch = list[tuple[int, Row]]  # (index of the sampled user, row)
 
 
@@ -108,16 +110,23 @@ def _optimizer(parameters: list[nn.Parameter], plan: StepPlan, noise: Noise) -> 
 
 
 def _batches(users: Sequence[Sequence[Row]], plan: StepPlan, noise: Noise) -> Iterator[Batch[Row]]:
-    """Sample shoppers, then up to ``rows_per_user`` rows of each; whole shoppers a batch."""
-    sampled = poisson_sample(len(users), plan.event.sampling_rate, noise)
-    batch: Batch[Row] = []
-    for index, user in enumerate(sampled):
+    """Sample shoppers, then up to ``rows_per_user`` rows of each; whole shoppers a batch.
+
+    Shoppers with rows of like length come together, so that little is computed on padding; a
+    sum does not depend on the order.
+    """
+    chosen: list[list[Row]] = []
+    for user in poisson_sample(len(users), plan.event.sampling_rate, noise):
         rows = users[int(user)]
         order = noise.uniform(len(rows)).argsort()[: plan.rows_per_user]
-        if batch and len(batch) + len(order) > plan.batch_rows:
+        chosen.append([rows[int(i)] for i in order])
+    chosen.sort(key=lambda rows: max(map(len, rows)))
+    batch: Batch[Row] = []
+    for index, some in enumerate(chosen):
+        if batch and len(batch) + len(some) > plan.batch_rows:
             yield batch
             batch = []
-        batch += [(index, rows[int(i)]) for i in order]
+        batch += [(index, row) for row in some]
     if batch:
         yield batch
 

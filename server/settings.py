@@ -1,15 +1,13 @@
 """The operator's settings: one ``server.toml``, checked once when it is read."""
 
-import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
-import tomli_w
-
-from handbill.errors import InputError, MissingError
+from handbill.errors import InputError
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Recipe
+from handbill.federation.settings_file import load_settings, save_settings
 
 SETTINGS_FILE: Final = "server.toml"
 
@@ -20,7 +18,7 @@ class AdapterSettings:
 
     rank: int = 8
     alpha: float = 16.0
-    layers: int = 12
+    layers: int = 24
     seed: int = 0
 
 
@@ -47,7 +45,7 @@ class ServerSettings:
     gate_nats: float = 2.0
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     recipe: Recipe = field(default_factory=Recipe)
-    optimizer: ServerOptimizer = field(default_factory=lambda: ServerOptimizer(learning_rate=4e-2))
+    optimizer: ServerOptimizer = field(default_factory=lambda: ServerOptimizer(learning_rate=3e-2))
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
@@ -62,8 +60,7 @@ class ServerSettings:
 
     def save(self, home: Path) -> None:
         """Write ``server.toml``."""
-        home.mkdir(parents=True, exist_ok=True)
-        (home / SETTINGS_FILE).write_text(tomli_w.dumps(asdict(self)))
+        save_settings(self, home / SETTINGS_FILE)
 
     @classmethod
     def load(cls, home: Path) -> Self:
@@ -73,27 +70,9 @@ class ServerSettings:
             MissingError: There is none.
             InputError: Naming the file and the key that is wrong.
         """
-        path = home / SETTINGS_FILE
-        if not path.is_file():
-            raise MissingError(f"{path}: not there; run `handbill server init` first")
-        try:
-            given: dict[str, Any] = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{path}: {error}") from error
-        parts = {"adapter": AdapterSettings, "recipe": Recipe, "optimizer": ServerOptimizer}
-        for name, part in parts.items():
-            if name in given:
-                given[name] = _build(part, given[name], f"{path}: [{name}]")
-        built: Self = _build(cls, given, str(path))
-        return built
-
-
-def _build(cls: Any, given: dict[str, Any], where: str) -> Any:
-    known = {f.name for f in fields(cls)}
-    for key in given:
-        if key not in known:
-            raise InputError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
-    try:
-        return cls(**given)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        return load_settings(
+            cls,
+            home / SETTINGS_FILE,
+            remedy="run `handbill server init` first",
+            tables={"adapter": AdapterSettings, "recipe": Recipe, "optimizer": ServerOptimizer},
+        )

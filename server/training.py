@@ -80,6 +80,7 @@ class Training:
         self.spec = adapter_spec(settings, self.base)
         self.progress = Progress(home)
         self._model = model
+        self._probed: tuple[str | None, float] = (None, 0.0)  # last artifact and its probe loss
         with registry.database.begin() as uow:
             self._roster: dict[str, Ed25519PublicKey] = {
                 merchant.id: load_public_key(merchant.public_key.encode())
@@ -229,7 +230,7 @@ class Training:
         outcome = self._collect(attempt, parent, weights, add)
         optimizer = settings.optimizer.at(attempt.number, of=settings.recipe.rounds)
         moved, after = optimizer.step(weights, total.mean(), state)
-        metrics = self._gate(weights, moved)
+        metrics = self._gate(parent, weights, moved)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self._write(folder, moved, attempt, "", outcome.privacy)
@@ -246,6 +247,7 @@ class Training:
             )
             save_state(self._home, manifest.digest, after)
             self._commit(attempt, folder, parent, outcome, metrics)
+        self._probed = (manifest.digest, metrics["probe_loss"])
 
     def _personal_round(self, attempt: Round, parent: str, weights: Tensors) -> None:
         shapes = trained_shapes(self.spec, self.base)
@@ -311,11 +313,13 @@ class Training:
         card = model_card(self.base, self.spec, attempt, tenant=tenant, privacy=privacy)
         write_adapter(folder, spec=self.spec, base=self.base, tensors=tensors, card=card)
 
-    def _gate(self, before: Tensors, after: Tensors) -> dict[str, float]:
+    def _gate(self, parent: str, before: Tensors, after: Tensors) -> dict[str, float]:
         """Refuse weights that are not finite or that write much worse on the probe texts."""
         if not all(np.isfinite(value).all() for value in after.values()):
             raise RoundError("the aggregate holds NaN or infinity")
-        old, new = self._probe_loss(before), self._probe_loss(after)
+        if self._probed[0] != parent:
+            self._probed = (parent, self._probe_loss(before))
+        old, new = self._probed[1], self._probe_loss(after)
         if not new <= old + self._settings.gate_nats:
             raise RoundError(
                 f"the aggregate raises the probe loss from {old:.2f} to {new:.2f} nats a token, "
