@@ -7,6 +7,7 @@ sees. Both carry the events, so that anybody can compute epsilon again.
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -169,10 +170,11 @@ def dp_statement(
         does_not_cover=does_not_cover,
         hyperparameters=hyperparameters,
         rng=rng,
-        software=_versions(),
+        software=dict(_versions()),
     )
 
 
+@cache  # looking them up takes longer than the rest of a statement
 def _versions() -> dict[str, str]:
     """Return the versions of what computed and drew; absent packages are left out."""
     found = {"python": platform.python_version()}
