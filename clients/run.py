@@ -154,7 +154,7 @@ def _start_flower(children: Children, home: Path, merchant: Merchant, *, cold: b
         {
             **environment,
             "PATH": str(_own_programs(folder)),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
             HOME_VARIABLE: str(home),
             COLD_VARIABLE: "1" if cold else "0",
         },

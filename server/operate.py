@@ -21,7 +21,7 @@ from handbill.server.superlink import SuperLink
 
 KIT: Final = "kit"
 RESTARTS: Final = 5
-_STATUS_EVERY_S: Final = 10.0
+_STATUS_EVERY_S: Final = 30.0  # the question starts a process of Flower's
 
 
 def init_server(home: Path, settings: ServerSettings) -> Path:

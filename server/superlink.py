@@ -71,7 +71,6 @@ class SuperLink:
                 HOME_VARIABLE: str(self.home),
                 # It starts flwr-serverapp by name.
                 "PATH": f"{Path(program('flwr')).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-                "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             },
         )
 

@@ -9,7 +9,7 @@ from typing import Final
 import psutil
 
 _MIB: Final = 1024 * 1024
-_EVERY_S: Final = 0.25
+_EVERY_S: Final = 1.0  # a look over thirty processes takes some 50 ms
 
 # What a process is called in the report, by a word of its command line; first match wins.
 _NAMES: Final = (
@@ -30,7 +30,7 @@ _NAMES: Final = (
 
 
 class Watch:
-    """A thread that looks at this process and all its descendants, four times a second."""
+    """A thread that looks at this process and all its descendants, once a second."""
 
     def __init__(self) -> None:
         """Start with nothing seen."""
