@@ -22,6 +22,7 @@ from handbill.errors import HandbillError, InputError, MissingError
 from handbill.federation.flower import flower_environment, program
 from handbill.federation.supervision import Children, run_until_stopped
 from handbill.generator.artifacts import load_or_create_key, public_pem
+from handbill.generator.base_models import resolve_base
 
 ENROLMENT_FILE: Final = "enrolment.json"
 
@@ -84,6 +85,7 @@ def init_merchant(
         device=device,
         threads=threads,
     )
+    resolve_base(merchant.base)  # converted or fetched now, so that nothing is at run time
     merchant.save(home)
     if not (home / "policy.toml").is_file():
         policy = Policy.for_users(

@@ -12,6 +12,7 @@ from typing import Any, Final
 from handbill.errors import InputError, RoundError
 from handbill.federation.supervision import Children, run_until_stopped
 from handbill.generator.artifacts import check_tenant, load_public_key, utc_now
+from handbill.generator.base_models import resolve_base
 from handbill.server.certificates import make_certificates
 from handbill.server.progress import Progress
 from handbill.server.records import Merchant
@@ -30,6 +31,7 @@ def init_server(home: Path, settings: ServerSettings) -> Path:
     Returns:
         The kit to give to every merchant: nothing in it is secret.
     """
+    resolve_base(settings.base)  # converted or fetched now, so that nothing is at run time
     settings.save(home)
     make_certificates(home / "certificates", host=settings.host)
     registry = open_registry(home, create=True)
