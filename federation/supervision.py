@@ -1,10 +1,11 @@
 """Child processes that never outlive their parent.
 
 A merchant's client and the operator's server are each a handful of programs. Whatever ends the
-parent (an error, Ctrl-C, ``kill -9``), its children end too: they are stopped in reverse order,
-and on Linux the kernel signals them when the parent is gone.
+parent (an error, Ctrl-C, ``kill -9``), its children end too: it stops them with everything they
+started, and on Linux the kernel signals them when the parent is gone.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -25,8 +26,11 @@ from handbill.errors import HandbillError
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
+# Looked up here and not between fork and exec, where another thread may have held a lock.
+_prctl: Final = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 _RESTARTS: Final = 5
 _QUICK_S: Final = 20.0  # a child that dies sooner than this counts as a failed start
+_KILL_S: Final = 3.0
 
 # Every program we start, Flower's and Ray's included, stays on this machine.
 QUIET: Final = {
@@ -123,11 +127,12 @@ class Children:
                 raise ChildError(f"{what}: not within {timeout_s:.0f} s; see {self._log_folder}")
             time.sleep(0.1)
 
-    def stop(self, *, grace_s: float = 8.0) -> None:
+    def stop(self, *, grace_s: float = 15.0) -> None:
         """Stop every child and whatever it started: TERM, then KILL after ``grace_s``."""
-        for child in reversed(self._children):
-            stop_tree(child.process.pid, grace_s=grace_s)
-            child.process.wait()
+        running = [c.process for c in self._children if c.process.poll() is None]
+        stop_trees([process.pid for process in running], grace_s=grace_s)
+        for process in running:
+            process.wait()
         self._children.clear()
 
     def pids(self) -> dict[str, int]:
@@ -150,23 +155,22 @@ def run_until_stopped(children: Children, *, poll_s: float = 0.5) -> None:
         time.sleep(poll_s)
 
 
-def stop_tree(pid: int, *, grace_s: float) -> None:
-    """End a process and all its descendants."""
-    try:
-        root = psutil.Process(pid)
-        family = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in family[:1]:
-        _signal(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(family[:1], timeout=grace_s)
-    rest = [process for process in [*family[1:], *alive] if process.is_running()]
-    for process in rest:
-        _signal(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(rest, timeout=min(grace_s, 3.0))
-    for process in alive:
-        _signal(process, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=3.0)
+def stop_trees(pids: Sequence[int], *, grace_s: float) -> None:
+    """End children of this process, not waited for yet, and all their descendants.
+
+    Each of ``pids`` is asked (TERM) once and may stop its own children in order; whatever is
+    left of them after ``grace_s`` is asked too, and killed 3 s later.
+    """
+    roots = [psutil.Process(pid) for pid in pids]
+    family = {process for root in roots for process in _with_descendants(root)}
+    _signal(roots, signal.SIGTERM)
+    _, slow = psutil.wait_procs(roots, timeout=grace_s)
+    # Again: a slow one may have started others in the meantime.
+    family |= {process for root in slow for process in _with_descendants(root)}
+    left = [process for process in family if _is_alive(process)]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _signal(left, number)
+        _, left = psutil.wait_procs(left, timeout=_KILL_S)
 
 
 def tail(path: Path, lines: int = 8) -> str:
@@ -183,8 +187,8 @@ def _spawn(
     parent = os.getpid()
 
     def die_with_parent() -> None:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if _prctl is not None:
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:  # it died before the line above
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -196,12 +200,25 @@ def _spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - the parent starts no threads before
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - two system calls, no lock
         )
 
 
-def _signal(process: psutil.Process, number: int) -> None:
+def _with_descendants(root: psutil.Process) -> list[psutil.Process]:
     try:
-        process.send_signal(number)
+        return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return
+        return [root]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(processes: Sequence[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
