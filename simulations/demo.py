@@ -36,6 +36,7 @@ from handbill.simulations.watch import Watch
 
 SHOPS: Final = 3
 MARK: Final = "demo.json"
+WORLD: Final = ("server", "serving", "shops", "market", "logs")
 PING_WARM: Final = "ping warm"
 PING_COLD: Final = "ping cold"
 
@@ -119,12 +120,14 @@ class Demo:
 
     def _fresh_home(self) -> Path:
         """A demo plays a new world each time: new shops, keys and ledgers."""
-        if self.home.exists() and any(self.home.iterdir()):
-            if not (self.home / MARK).is_file():
-                raise InputError(
-                    f"{self.home}: is not empty and no demo made it; give another --home"
-                )
-            shutil.rmtree(self.home)
+        parts = [self.home / name for name in WORLD]
+        if any(part.exists() for part in parts) and not (self.home / MARK).is_file():
+            raise InputError(
+                f"{self.home}: holds a server or shops that no demo made; give another --home"
+            )
+        for part in parts:
+            if part.is_dir():
+                shutil.rmtree(part)
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / MARK).write_text(json.dumps({"made_by": "handbill demo"}) + "\n")
         return self.home

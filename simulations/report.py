@@ -167,9 +167,9 @@ def summary(report: DemoReport) -> list[str]:
         + ("within every shop's own limit." if within else "OVER the limit of a shop."),
         f"In {count(rounds, 'round')} the shops sent {data_size(up)} and received "
         f"{data_size(down)}{warm}.",
-        f"The whole run took {duration(sum(report.stages.values()))} and made "
+        f"The whole run took {duration(sum(report.stages.values()))}; "
         + (f"{count(off, 'connection')}" if off else "no connection")
-        + " off this machine.",
+        + " off this machine was seen.",
     ]
 
 

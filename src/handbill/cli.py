@@ -11,6 +11,7 @@ from handbill.clients.commands import client_cli
 from handbill.errors import HandbillError
 from handbill.server.cli import models_app, server_cli
 from handbill.serving.cli import copy, serve, tenants_app
+from handbill.simulations.cli import simulate
 from handbill.simulations.demo_command import demo
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(tenants_app, name="tenants")
 app.command()(serve)
 app.command()(copy)
+app.command()(simulate)
 
 
 def main() -> None:
