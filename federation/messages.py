@@ -10,6 +10,7 @@ Wire format: 4 bytes length of header, header, 64 bytes signature, safetensors.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeVar
@@ -30,6 +31,10 @@ MESSAGE_LABEL: Final = b"handbill/v1/message\0"
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
 _MAX_HEADER_BYTES: Final = 256 * 1024
 _SIGNATURE_BYTES: Final = 64
+# What everybody who reads a DP statement relies on; its other fields are kept as they came.
+_WORDS: Final = ("merchant", "unit", "adjacency")
+_NUMBERS: Final = {"epsilon": float, "delta": float, "steps": int}
+_MOST: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +116,12 @@ class Report:
     ledger_head: str
     privacy: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{64}", self.ledger_head):
+            raise ProtocolError("report: ledger_head is not a SHA-256 in hex")
+        if self.stage != "ping" or self.privacy:
+            _check_statement(self.privacy, self.merchant)
+
 
 @dataclass(frozen=True, slots=True)
 class Signed:
@@ -173,10 +184,23 @@ def open_signed(signed: Signed, key: Ed25519PublicKey, kind: type[M]) -> tuple[M
     return message, tensors
 
 
+def _check_statement(privacy: dict[str, Any], merchant: str) -> None:
+    """Refuse a DP statement that could not be shown, signed and stored as it is."""
+    for name in _WORDS:
+        if not re.fullmatch(r"[a-z0-9-]{1,64}", privacy[name]):
+            raise ProtocolError(f"report: privacy statement without a sound {name}")
+    for name, kind in _NUMBERS.items():
+        if type(privacy[name]) is not kind or not 0 <= privacy[name] < _MOST:
+            raise ProtocolError(f"report: privacy statement without a sound {name}")
+    if privacy["merchant"] != merchant:
+        raise ProtocolError("report: privacy statement of another merchant")
+    canonical_json(privacy)  # NaN or infinity anywhere in it is a ValueError
+
+
 def _header(signed: Signed) -> dict[str, Any]:
     try:
         header = json.loads(signed.header)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError("message header is not JSON") from error
     if not isinstance(header, dict):
         raise ProtocolError("message header is not an object")
@@ -198,5 +222,5 @@ def _body(signed: Signed, kind: type[M]) -> M:
                 }
             )
         return kind(**fields)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise ProtocolError(f"{kind.__name__} is malformed ({error})") from error
