@@ -1,0 +1,227 @@
+"""One round: who does not answer well is left out and named, and the others' round goes on."""
+
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from handbill.errors import HandbillError, InputError, RoundError
+from handbill.federation.aggregation import MeanAccumulator
+from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
+from handbill.federation.rounds import RoundPlan, run_round
+from handbill.federation.transport import InProcessTransport, Reply
+from handbill.generator.adapters import AdapterSpec
+
+SERVER = Ed25519PrivateKey.generate()
+KEYS = {name: Ed25519PrivateKey.generate() for name in ("ann", "bob", "cem", "dee")}
+SHAPES = {"b": (2, 2)}
+WEIGHTS = {"b": np.zeros((2, 2), np.float32)}
+
+
+class Merchant:
+    """Answers like a good client; a test's ``change`` spoils the answer."""
+
+    def __init__(self, name, *, value=1.0, change=None, tensors=None, key=None):
+        self.name, self.value, self.change = name, value, change or {}
+        self.tensors, self.key = tensors, key or KEYS[name]
+        self.asked = []
+
+    def __call__(self, message):
+        asked, _ = open_signed(Signed.from_bytes(message), SERVER.public_key(), Instruction)
+        self.asked.append(asked)
+        fields = {
+            "merchant": self.name,
+            "run": asked.run,
+            "round": asked.round,
+            "attempt": asked.attempt,
+            "stage": asked.stage,
+            "parent": asked.parent,
+            "ledger_head": self.name.encode().hex().ljust(64, "0"),
+        }
+        fields |= self.change
+        fields["privacy"] = {
+            "merchant": fields["merchant"],
+            "epsilon": 1.0,
+            "delta": 1e-5,
+            "steps": 1,
+            "unit": "user-within-one-merchant",
+            "adjacency": "add-remove",
+        }
+        tensors = self.tensors or {"b": np.full((2, 2), self.value, np.float32)}
+        return sign(Report(**fields), tensors, self.key).to_bytes()
+
+
+def plan(**given):
+    fields = {
+        "run": "run-1",
+        "round": 3,
+        "attempt": 1,
+        "parent": "sha256:" + "0" * 64,
+        "base_digest": "sha256:" + "1" * 64,
+        "spec": AdapterSpec(rank=2, layers=(0,)),
+        "recipe": Recipe(),
+        "cohort": {name: key.public_key() for name, key in KEYS.items()},
+        "min_reports": 2,
+        **given,
+    }
+    return RoundPlan(**fields)
+
+
+def take(transport, *, weights=WEIGHTS, on_reply=None, **given):
+    total = MeanAccumulator(SHAPES, max_norm=100.0)
+    outcome = run_round(
+        transport,
+        plan(**given),
+        weights,
+        key=SERVER,
+        fold=lambda _, update: total.add(update),
+        on_reply=on_reply,
+    )
+    return outcome, total
+
+
+def merchants(**special):
+    everyone = {name: Merchant(name, value=float(n)) for n, name in enumerate(KEYS, start=1)}
+    return everyone | special
+
+
+def test_every_good_report_is_folded_in_and_counted():
+    seen = []
+    asked = merchants()
+    outcome, total = take(InProcessTransport(asked), on_reply=lambda *fact: seen.append(fact))
+    assert outcome.reporters == list(KEYS)
+    assert outcome.failures == {}
+    assert total.count == 4
+    np.testing.assert_array_equal(total.mean()["b"], np.float32(2.5))
+    assert outcome.ledger_heads["ann"] == b"ann".hex().ljust(64, "0")
+    assert [statement["merchant"] for statement in outcome.privacy] == list(KEYS)
+    assert seen == [(name, "") for name in KEYS]
+    assert outcome.bytes_up > 4 * 16
+    assert outcome.bytes_down > 4 * 16
+
+
+def test_everybody_is_asked_for_this_round_and_for_nothing_else():
+    asked = merchants()
+    take(InProcessTransport(asked), weights={"b": np.full((2, 2), 7, np.float32)})
+    for name, merchant in asked.items():
+        (instruction,) = merchant.asked
+        assert instruction.merchant == name
+        assert (instruction.run, instruction.round, instruction.attempt) == ("run-1", 3, 1)
+        assert instruction.recipe == Recipe()
+
+
+def refuses(message):
+    raise HandbillError("my policy says no")
+
+
+NAN = {"b": np.full((2, 2), np.nan, np.float32)}
+WRONG = {
+    "another's key": (Merchant("bob", key=KEYS["cem"]), "not signed"),
+    "the server's key": (Merchant("bob", key=SERVER), "not signed"),
+    "another round": (Merchant("bob", change={"round": 2}), "another merchant, run, round"),
+    "another run": (Merchant("bob", change={"run": "run-0"}), "another merchant, run, round"),
+    "another attempt": (Merchant("bob", change={"attempt": 0}), "another merchant, run, round"),
+    "another stage": (Merchant("bob", change={"stage": "personal"}), "another merchant, run"),
+    "another parent": (Merchant("bob", change={"parent": ""}), "another merchant, run, round"),
+    "for another": (Merchant("bob", change={"merchant": "cem"}), "another merchant, run, round"),
+    "not finite": (Merchant("bob", tensors=NAN), "NaN or infinity"),
+    "too large": (Merchant("bob", value=1e6), "larger"),
+    "other tensors": (Merchant("bob", tensors={"c": NAN["b"]}), "exactly the adapter's"),
+    "refusal": (refuses, "my policy says no"),
+    "nothing": (lambda _: b"", "cut short"),
+    "junk": (lambda _: b"junk" * 100, "cut short|not signed"),
+    "the question": (lambda message: message, "not signed"),
+}
+
+
+@pytest.mark.parametrize(("bob", "reason"), WRONG.values(), ids=WRONG.keys())
+def test_a_bad_merchant_is_left_out_and_named_and_the_round_goes_on(bob, reason):
+    outcome, total = take(InProcessTransport(merchants(bob=bob)))
+    assert outcome.reporters == ["ann", "cem", "dee"]
+    assert list(outcome.failures) == ["bob"]
+    with pytest.raises(HandbillError, match=reason):
+        raise HandbillError(outcome.failures["bob"])
+    assert "bob" not in outcome.ledger_heads
+    np.testing.assert_allclose(total.mean()["b"], (1 + 3 + 4) / 3, rtol=1e-6)
+
+
+def test_a_report_of_an_earlier_round_cannot_be_replayed():
+    kept = []
+
+    def remember(message):
+        kept.append(Merchant("bob")(message))
+        return kept[0]
+
+    transport = InProcessTransport(merchants(bob=remember))
+    first, _ = take(transport, round=3)
+    second, _ = take(transport, round=4)
+    assert "bob" in first.reporters
+    assert "bob" not in second.reporters
+    assert "another merchant, run, round" in second.failures["bob"]
+
+
+class Scripted:
+    """A network that loses, repeats and delays: hands out given replies, then nothing."""
+
+    def __init__(self, merchants, order):
+        self.asked, self.order, self.sent = merchants, deque(order), {}
+        self.forgotten = False
+
+    def merchants(self):
+        return list(self.asked)
+
+    def send(self, merchant, message):
+        self.sent[merchant] = message
+
+    def receive(self, timeout_s):
+        if not self.order:
+            return None
+        name = self.order.popleft()
+        return Reply(name, message=self.asked.get(name, lambda _: b"")(self.sent.get(name)))
+
+    def forget(self):
+        self.forgotten = True
+
+
+def test_who_stays_silent_is_named_and_not_waited_for_in_the_next_round():
+    transport = Scripted(merchants(), ["cem", "ann"])
+    outcome, total = take(transport)
+    assert outcome.reporters == ["cem", "ann"]
+    assert sorted(outcome.failures) == ["bob", "dee"]
+    assert all("no report within" in reason for reason in outcome.failures.values())
+    assert total.count == 2
+    assert transport.forgotten
+
+
+def test_a_report_counts_once_however_often_it_comes_and_a_strangers_never():
+    transport = Scripted(merchants(), ["ann", "ann", "eve", "bob", "ann"])
+    outcome, total = take(transport)
+    assert outcome.reporters == ["ann", "bob"]
+    assert total.count == 2
+    assert "eve" not in outcome.failures
+
+
+def test_what_comes_after_the_deadline_does_not_count():
+    with pytest.raises(RoundError, match="0 good reports, 2 needed"):
+        take(InProcessTransport(merchants()), deadline_s=0.0)
+
+
+def test_too_few_good_reports_stop_the_round_and_every_reason_is_given():
+    bad = merchants(bob=refuses, cem=refuses, dee=lambda _: b"")
+    with pytest.raises(RoundError, match=r"1 good reports, 2 needed") as caught:
+        take(InProcessTransport(bad))
+    for name in ("bob: my policy", "cem: my policy", "dee: message is cut short"):
+        assert name in str(caught.value)
+
+
+def test_just_enough_good_reports_are_enough():
+    outcome, _ = take(InProcessTransport(merchants(bob=refuses, cem=refuses)))
+    assert outcome.reporters == ["ann", "dee"]
+
+
+@pytest.mark.parametrize("least", [0, 5])
+def test_a_round_nobody_could_complete_is_not_planned(least):
+    with pytest.raises(InputError, match="min_reports"):
+        replace(plan(), min_reports=least)
