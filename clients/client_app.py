@@ -16,6 +16,7 @@ from handbill.federation.grid import from_record, to_record
 
 HOME_VARIABLE: Final = "HANDBILL_MERCHANT_HOME"
 COLD_VARIABLE: Final = "HANDBILL_COLD"
+_RESTART_S: Final = 30.0  # a trainer that died in one round is back for the next
 
 app = ClientApp()
 
@@ -31,5 +32,5 @@ def train(message: Message, context: Context) -> Message:
 
         report = handle(home, instruction)
     else:
-        report = ask(home, MESSAGE, instruction)
+        report = ask(home, MESSAGE, instruction, wait_s=_RESTART_S)
     return Message(to_record(report), reply_to=message)

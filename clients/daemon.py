@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,7 @@ EVALUATE: Final = b"E"
 STATUS: Final = b"S"
 _DONE: Final = b"+"
 _REFUSED: Final = b"-"
+_CUT: Final = "the trainer's connection was cut; it may have died, see its log"
 
 
 class TrainerError(HandbillError):
@@ -46,22 +48,25 @@ def socket_path(home: Path) -> Path:
     return folder / f"{name}.sock"
 
 
-def ask(home: Path, operation: bytes, content: bytes = b"") -> bytes:
+def ask(home: Path, operation: bytes, content: bytes = b"", *, wait_s: float = 0.0) -> bytes:
     """Send one request to a merchant's running trainer.
+
+    Args:
+        home: The merchant's folder.
+        operation: What is asked for.
+        content: Of the request.
+        wait_s: How long to wait for a trainer that is not there, but may be starting again.
 
     Raises:
         MissingError: No trainer runs for this home.
-        TrainerError: It refused; the message is safe to show.
+        TrainerError: It refused, or died; the message is safe to show.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    with _connect(home, wait_s) as connection:
         try:
-            connection.connect(str(socket_path(home)))
+            _send(connection, operation, content)
+            verdict, answer = _receive(connection)
         except OSError as error:
-            raise MissingError(
-                f"{home}: no trainer runs here; start it with `handbill client run`"
-            ) from error
-        _send(connection, operation, content)
-        verdict, answer = _receive(connection)
+            raise TrainerError(_CUT) from error
     if verdict != _DONE:
         raise TrainerError(answer.decode(errors="replace"))
     return answer
@@ -96,10 +101,28 @@ def serve(home: Path) -> None:
         try:
             while True:
                 connection, _ = listener.accept()
-                with connection, contextlib.suppress(OSError):
+                # Whoever asked may be gone before the question or the answer is through.
+                with connection, contextlib.suppress(OSError, TrainerError):
                     _answer(connection, handlers)
         finally:
             path.unlink(missing_ok=True)
+
+
+def _connect(home: Path, wait_s: float) -> socket.socket:
+    until = time.monotonic() + wait_s
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(socket_path(home)))
+        except OSError as error:
+            connection.close()
+            if time.monotonic() >= until:
+                raise MissingError(
+                    f"{home}: no trainer runs here; start it with `handbill client run`"
+                ) from error
+            time.sleep(0.2)
+        else:
+            return connection
 
 
 def _answer(connection: socket.socket, handlers: dict[bytes, Callable[[bytes], bytes]]) -> None:
@@ -134,7 +157,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     while size:
         part = connection.recv(min(size, 1 << 20))
         if not part:
-            raise TrainerError("the trainer's connection was cut; it may have died, see its log")
+            raise TrainerError(_CUT)
         parts.append(part)
         size -= len(part)
     return b"".join(parts)

@@ -232,8 +232,11 @@ class Demo:
         def one(shop: str) -> Any:
             return json.loads(ask(self.home / "shops" / shop, EVALUATE, asked))
 
-        with ThreadPoolExecutor(len(self.shops)) as pool:
+        pool = ThreadPoolExecutor(len(self.shops))
+        try:
             results = list(pool.map(one, self.shops))
+        finally:
+            pool.shutdown(wait=False)  # after Ctrl-C the answers come when the trainers stop
         self.outcome.evaluations = dict(zip(self.shops, results, strict=True))
 
     def _time_rounds(self, children: Children) -> None:
