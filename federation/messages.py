@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature
@@ -96,6 +96,13 @@ class Instruction:
     base_digest: str
     spec: AdapterSpec
     recipe: Recipe
+
+    def __post_init__(self) -> None:
+        if self.stage not in get_args(Stage):
+            raise ProtocolError("instruction: unknown stage")
+        for name, kind in (("run", str), ("round", int), ("attempt", int), ("parent", str)):
+            if type(getattr(self, name)) is not kind:
+                raise ProtocolError(f"instruction: {name} is not of type {kind.__name__}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -255,6 +255,13 @@ def test_a_message_too_large_is_refused_before_it_is_read(monkeypatch):
         {"spec": {"rank": 1e400, "alpha": 1, "target_modules": ["q"], "layers": [0], "seed": 0}},
         {"spec": {}},
         {"spec": None},
+        {"stage": "warm-up"},
+        {"stage": ["global"]},
+        {"round": float("nan")},
+        {"attempt": "1"},
+        {"attempt": True},
+        {"run": ["run-1"]},
+        {"parent": None},
     ],
 )
 def test_an_instruction_that_asks_for_nonsense_is_refused_though_well_signed(change):
