@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from handbill.clients.shop import ShopData
+from handbill.federation.messages import Recipe
 
 # Below this many shoppers the noise that hides one of them hides what they have in common too.
 MIN_USERS: Final = 100
-DEFAULT_ROW_CAP: Final = 4
+DEFAULT_ROW_CAP: Final = Recipe().rows_per_user
 MAX_REJECTED_SHARE: Final = 0.05
 MAX_REPEATED_SHARE: Final = 0.2
 

@@ -325,7 +325,9 @@ class Training:
                 f"the aggregate raises the probe loss from {old:.2f} to {new:.2f} nats a token, "
                 f"more than gate_nats={self._settings.gate_nats} allows"
             )
-        return {"probe_loss_before": old, "probe_loss": new}
+        if not parent:
+            self.progress.note("probe", round=0, probe_loss=old)
+        return {"probe_loss": new}
 
     def _probe_loss(self, weights: Tensors) -> float:
         """Loss on our own invented texts: the server has no shopper's row to measure on."""

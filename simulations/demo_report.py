@@ -138,12 +138,12 @@ def _curve(demo: Demo, names: dict[str, str]) -> dict[str, list[tuple[int, float
             (rounds if f["stage"] == "personal" else f["round"] - 1, f["held_out_loss"])
             for f in received
         ]
-    probe = [f for f in demo.outcome.facts if f["event"] == "committed" and f["stage"] == "global"]
+    # The base model's loss is noted once, every later one with its commit.
+    probe = [
+        (fact["round"], fact["probe_loss"]) for fact in demo.outcome.facts if "probe_loss" in fact
+    ]
     if probe:
-        curve[PROBE] = [
-            (0, probe[0]["probe_loss_before"]),
-            *((fact["round"], fact["probe_loss"]) for fact in probe),
-        ]
+        curve[PROBE] = sorted(probe)
     return curve
 
 
