@@ -48,12 +48,12 @@ def shops(tmp_path_factory):
 
 @pytest.fixture
 def make_home(tmp_path, tiny_base, shops):
-    """Write a merchant's home: ``make_home(server public key, shop, **policy)``."""
+    """Write a merchant's home: ``make_home(server public key, shop, folder, **policy)``."""
     from handbill.clients.merchant import SERVER_KEY, Merchant, Policy
     from handbill.generator.artifacts import public_pem
 
-    def make(server_key, shop="shop-a", **policy):
-        home = tmp_path / "homes" / shop
+    def make(server_key, shop="shop-a", folder=None, **policy):
+        home = (folder or tmp_path / "homes") / shop
         merchant = Merchant(
             id=shop,
             name=shop,

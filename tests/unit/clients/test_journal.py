@@ -1,0 +1,92 @@
+"""The journal: rounds only go forward, and an update is remembered until it is sent."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handbill.clients.journal import Journal
+from handbill.errors import ProtocolError
+from handbill.federation.messages import Instruction, Recipe
+from handbill.generator.adapters import AdapterSpec
+
+UPDATE = {"b": np.arange(4, dtype=np.float32).reshape(2, 2)}
+
+
+def asked(round_number=1, attempt=0, *, run="run-1", stage="global", parent=""):
+    return Instruction(
+        merchant="shop-a",
+        run=run,
+        round=round_number,
+        attempt=attempt,
+        stage=stage,
+        parent=parent,
+        base_digest="",
+        spec=AdapterSpec(rank=2, layers=(0,)),
+        recipe=Recipe(),
+    )
+
+
+places = st.tuples(st.sampled_from(["global", "personal"]), st.integers(1, 4), st.integers(0, 3))
+
+
+@given(st.lists(places, max_size=12))
+def test_exactly_what_comes_after_everything_before_is_admitted(tmp_path_factory, order):
+    folder = tmp_path_factory.mktemp("journal")
+    latest = None
+    for stage, number, attempt in order:
+        instruction = asked(number, attempt, stage=stage)
+        place = (stage == "personal", number, attempt)
+        if latest is None or place > latest:
+            Journal(folder).admit(instruction)  # a new one each time: it survives a restart
+            latest = place
+        else:
+            with pytest.raises(ProtocolError, match="asked for before"):
+                Journal(folder).admit(instruction)
+
+
+def test_runs_do_not_stand_in_each_others_way(tmp_path):
+    journal = Journal(tmp_path)
+    journal.admit(asked(5, run="run-1"))
+    journal.admit(asked(1, run="run-2"))
+    with pytest.raises(ProtocolError):
+        journal.admit(asked(5, run="run-1"))
+
+
+def test_an_update_comes_back_exactly_and_only_for_its_own_round(tmp_path):
+    Journal(tmp_path).keep(asked(), UPDATE)
+    journal = Journal(tmp_path)
+    np.testing.assert_array_equal(journal.recall(asked(attempt=3))["b"], UPDATE["b"])
+    for other in (asked(2), asked(run="run-2"), asked(stage="personal"), asked(parent="sha256:1")):
+        assert journal.recall(other) is None
+
+
+def test_only_the_newest_updates_are_kept(tmp_path):
+    journal = Journal(tmp_path)
+    for number in range(1, 8):
+        journal.keep(asked(number), UPDATE)
+    assert journal.recall(asked(7)) is not None
+    assert journal.recall(asked(1)) is None
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+
+def test_what_a_crash_left_half_written_is_nothing(tmp_path):
+    journal = Journal(tmp_path)
+    journal.keep(asked(1), UPDATE)
+    (kept,) = tmp_path.glob("*.safetensors")
+    kept.rename(kept.with_suffix(".new"))  # killed before the new name
+    assert journal.recall(asked(1)) is None
+    journal.keep(asked(1), UPDATE)
+    assert journal.recall(asked(1)) is not None
+
+
+def test_the_ledgers_head_is_remembered(tmp_path):
+    assert Journal(tmp_path).head() == ""
+    Journal(tmp_path).keep_head("ab" * 32)
+    Journal(tmp_path).keep_head("cd" * 32)
+    assert Journal(tmp_path).head() == "cd" * 32
+
+
+def test_only_its_owner_may_look_into_a_new_journal(tmp_path):
+    Journal(tmp_path / "journal")
+    assert (tmp_path / "journal").stat().st_mode & 0o077 == 0
