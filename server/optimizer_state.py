@@ -6,20 +6,26 @@ from safetensors.numpy import load_file, save_file
 
 from handbill.errors import RoundError
 from handbill.federation.aggregation import OptimizerState, Shapes
+from handbill.generator.artifacts import sync_to_disk
 
 
-def save_state(home: Path, digest: str, state: OptimizerState) -> None:
-    """Write the state that belongs to an artifact; drop all but the newest two."""
+def save_state(home: Path, digest: str, state: OptimizerState, *, parent: str) -> None:
+    """Write durably the state that belongs to an artifact that is about to be committed.
+
+    Of the others only its parent's is kept: the run goes on from there if the commit fails.
+    """
     path = _path(home, digest)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"first/{name}": value for name, value in state.first.items()}
     tensors |= {f"second/{name}": value for name, value in state.second.items()}
     temporary = path.with_suffix(".new")
     save_file(tensors, temporary, metadata={"steps": str(state.steps)})
+    sync_to_disk(temporary)
     temporary.rename(path)
-    files = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-    for old in files[:-2]:
-        old.unlink()
+    sync_to_disk(path.parent)
+    for old in path.parent.glob("*.safetensors"):
+        if old not in {path, _path(home, parent)}:
+            old.unlink()
 
 
 def load_state(home: Path, digest: str, shapes: Shapes) -> OptimizerState:

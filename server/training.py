@@ -5,14 +5,12 @@ knows Flower or SQL; it speaks to a :class:`~handbill.federation.transport.Trans
 :class:`~handbill.server.registry.Registry`.
 """
 
-import json
 import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,9 +35,9 @@ from handbill.generator.adapters import (
 from handbill.generator.artifacts import load_or_create_key, load_public_key, utc_now
 from handbill.generator.base_models import BaseModel, resolve_base
 from handbill.generator.lora import LoraModel
-from handbill.generator.prompts import CopyRequest, Example, encode_example
 from handbill.server.cards import model_card
 from handbill.server.optimizer_state import load_state, save_state
+from handbill.server.probe import probe_loss
 from handbill.server.progress import Progress
 from handbill.server.records import Round, Run
 from handbill.server.records import Stage as RoundStage
@@ -99,7 +97,6 @@ class Training:
         """
         self._registry.recover()
         self._start(run)
-        self._wait_for_merchants()
         rounds = self._settings.recipe.rounds
         while True:
             done, parent, weights, state = self._last(run)
@@ -122,7 +119,7 @@ class Training:
         self._wait_for_merchants()
         outcome = run_round(
             self._transport,
-            self._plan(run, 1, 0, "ping", ""),
+            self._plan(run, 1, 0, "ping", cohort=self._cohort()),
             {},
             key=self._key,
             fold=_nothing_to_fold,
@@ -161,7 +158,16 @@ class Training:
         online = set(self._transport.merchants())
         return {merchant: key for merchant, key in self._roster.items() if merchant in online}
 
-    def _plan(self, run: str, number: int, attempt: int, stage: Stage, parent: str) -> RoundPlan:
+    def _plan(
+        self,
+        run: str,
+        number: int,
+        attempt: int,
+        stage: Stage,
+        *,
+        cohort: Mapping[str, Ed25519PublicKey],
+        parent: str = "",
+    ) -> RoundPlan:
         return RoundPlan(
             run=run,
             round=number,
@@ -171,7 +177,7 @@ class Training:
             base_digest=self.base.digest,
             spec=self.spec,
             recipe=self._settings.recipe,
-            cohort=self._cohort(),
+            cohort=cohort,
             min_reports=self._settings.min_reports,
             deadline_s=self._settings.deadline_s,
         )
@@ -192,6 +198,7 @@ class Training:
     ) -> None:
         """Open a round and take it; abandon it and try again if it cannot be committed."""
         for attempts_left in reversed(range(ATTEMPTS)):
+            self._wait_for_merchants()
             attempt = self._registry.open_round(run, number, stage, list(self._cohort()))
             try:
                 take(attempt)
@@ -204,7 +211,15 @@ class Training:
                 return
 
     def _collect(self, attempt: Round, parent: str, weights: Tensors, fold: Fold) -> RoundOutcome:
-        plan = self._plan(attempt.run, attempt.number, attempt.attempt, attempt.stage, parent)
+        plan = self._plan(
+            attempt.run,
+            attempt.number,
+            attempt.attempt,
+            attempt.stage,
+            # Those the attempt was opened for, whoever has come or gone since.
+            cohort={merchant: self._roster[merchant] for merchant in attempt.cohort},
+            parent=parent,
+        )
         self.progress.note(
             "round", run=plan.run, round=plan.round, stage=plan.stage, cohort=sorted(plan.cohort)
         )
@@ -245,7 +260,7 @@ class Training:
                 metrics=metrics,
                 privacy=outcome.privacy,
             )
-            save_state(self._home, manifest.digest, after)
+            save_state(self._home, manifest.digest, after, parent=parent)
             self._commit(attempt, folder, parent, outcome, metrics)
         self._probed = (manifest.digest, metrics["probe_loss"])
 
@@ -330,21 +345,9 @@ class Training:
         return {"probe_loss": new}
 
     def _probe_loss(self, weights: Tensors) -> float:
-        """Loss on our own invented texts: the server has no shopper's row to measure on."""
         if self._model is None:
             self._model = LoraModel(self.base, self.spec, device=self._settings.device)
-        model, recipe = self._model, self._settings.recipe
-        model.load(weights)
-        rows = [
-            encode_example(
-                model.tokenizer,
-                row,
-                max_prompt_tokens=recipe.max_prompt_tokens,
-                max_copy_tokens=recipe.max_copy_tokens,
-            )
-            for row in probe_examples()
-        ]
-        return model.held_out_loss(rows)
+        return probe_loss(self._model, weights, self._settings.recipe)
 
     def _publish(self, run: str, digest: str) -> None:
         self._registry.publish("", digest)
@@ -364,21 +367,6 @@ def adapter_spec(settings: ServerSettings, base: BaseModel) -> AdapterSpec:
         layers=top_layers(base, adapter.layers),
         seed=adapter.seed,
     )
-
-
-def probe_examples() -> list[Example]:
-    """Invented requests and copy that come with handbill."""
-    lines = files("handbill.server").joinpath("probe.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [
-        Example(
-            user="",
-            item="",
-            request=CopyRequest(**{k: v for k, v in row.items() if k != "text"}),
-            text=row["text"],
-        )
-        for row in rows
-    ]
 
 
 def _nothing_to_fold(report: Report, update: Tensors) -> None:
