@@ -1,0 +1,389 @@
+"""A training run over real merchants in one process: it goes on after any crash, to the same end."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from handbill.clients.trainer import Trainer
+from handbill.errors import HandbillError, RoundError
+from handbill.federation.aggregation import ServerOptimizer
+from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
+from handbill.federation.transport import InProcessTransport
+from handbill.generator.adapters import read_adapter
+from handbill.generator.artifacts import (
+    load_or_create_key,
+    public_pem,
+    read_channel,
+    utc_now,
+    verify,
+)
+from handbill.privacy.noise import TestingNoise
+from handbill.server import training
+from handbill.server.optimizer_state import load_state
+from handbill.server.records import Merchant
+from handbill.server.registry import open_registry
+from handbill.server.settings import AdapterSettings, ServerSettings
+from handbill.server.training import Training
+
+SHOPS = ("shop-a", "shop-b", "shop-c")
+RUN = "run-1"
+
+
+class PowerCut(BaseException):
+    """The process dies here; nothing in it can catch this."""
+
+
+class Cable(InProcessTransport):
+    """In-process merchants, with a server that dies when the ``cut_after``-th reply comes."""
+
+    cut_after = None
+    absent = ()
+
+    def receive(self, timeout_s):
+        if self.cut_after is not None:
+            self.cut_after -= 1
+            if self.cut_after < 0:
+                self.cut_after = None
+                raise PowerCut
+        return super().receive(timeout_s)
+
+    def merchants(self):
+        """Every merchant, but for those absent at the first looks."""
+        missing = self.absent and self.absent.pop(0)
+        return [m for m in super().merchants() if m not in (missing or ())]
+
+
+class Federation:
+    """A server and three merchants; their noise is fixed, so that runs can be compared."""
+
+    def __init__(self, folder, make_home, base, model, **policies):
+        self.home, self.model = folder / "server", model
+        self.registry = open_registry(self.home, create=True)
+        self.trainers = {
+            shop: Trainer(
+                make_home(self.registry.public_key, shop, folder, **policies.get(shop, {})),
+                noise=TestingNoise(number, i_know_this_is_not_private=True),
+                model=model,
+            )
+            for number, shop in enumerate(SHOPS)
+        }
+        for shop, trainer in self.trainers.items():
+            key = load_or_create_key(trainer.home / "keys/signing.key").public_key()
+            pem = public_pem(key).decode()
+            self.registry.enrol(
+                Merchant(id=shop, name=shop, public_key=pem, node_key="", enrolled_at=utc_now())
+            )
+        self.handlers = {shop: trainer.handle for shop, trainer in self.trainers.items()}
+        self.cable = Cable(self.handlers)
+        recipe = Recipe(rounds=3, personal_steps=0, expected_users=8, rows_per_user=2)
+        self.settings = {
+            "base": str(base.path),
+            "min_reports": 2,
+            "adapter": AdapterSettings(rank=2, alpha=4.0, layers=1),
+            "recipe": recipe,
+        }
+
+    def start_again(self, **settings):
+        """A new process: nothing of the old one is left but the disk."""
+        self.registry.database.close()
+        self.cable.forget()
+        self.registry = open_registry(self.home)
+        self.settings |= settings
+        return Training(
+            self.home,
+            self.cable,
+            self.registry,
+            ServerSettings(**self.settings),
+            model=self.model,
+        )
+
+    def train(self, *, publish=False, **settings):
+        self.start_again(**settings).train(RUN, publish=publish)
+
+    def rounds(self, status="committed", stage="global"):
+        with self.registry.database.begin() as uow:
+            return [r for r in uow.rounds.all() if (r.status, r.stage) == (status, stage)]
+
+    def artifacts(self):
+        with self.registry.database.begin() as uow:
+            return uow.artifacts.all()
+
+    def weights(self, number):
+        (one,) = [r for r in self.rounds() if r.number == number]
+        return read_adapter(self.registry.store.path(one.aggregate)).tensors
+
+    def state(self, number):
+        (one,) = [r for r in self.rounds() if r.number == number]
+        return load_state(self.home, one.aggregate, self.model.shapes)
+
+    def facts(self, event):
+        lines = (self.home / "progress.jsonl").read_text().splitlines()
+        return [fact for fact in map(json.loads, lines) if fact["event"] == event]
+
+
+@pytest.fixture
+def make(tmp_path, make_home, tiny_base, tiny_model, monkeypatch):
+    monkeypatch.delenv("HANDBILL_DATABASE", raising=False)
+    made = []
+
+    def federation(name="one", **policies):
+        made.append(Federation(tmp_path / name, make_home, tiny_base, tiny_model, **policies))
+        return made[-1]
+
+    yield federation
+    for one in made:
+        one.registry.database.close()
+
+
+@pytest.fixture
+def one(make):
+    return make()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
+
+
+def test_a_run_commits_every_round_once_each_on_top_of_the_last(one):
+    one.train()
+    rounds = one.rounds()
+    assert [r.number for r in rounds] == [1, 2, 3]
+    assert [r.parent for r in rounds] == ["", rounds[0].aggregate, rounds[1].aggregate]
+    for r in rounds:
+        assert r.survivors == list(SHOPS)
+        assert set(r.ledger_heads) == set(SHOPS)
+        manifest = verify(one.registry.store.path(r.aggregate), one.registry.public_key)
+        assert (manifest.run, manifest.round, manifest.parent) == (RUN, r.number, r.parent)
+        assert [s["merchant"] for s in manifest.privacy] == list(SHOPS)
+        assert r.bytes_up > 0 < r.bytes_down
+    assert not same(one.weights(1), one.weights(3))
+    assert one.state(3).steps == 3
+
+
+def test_a_run_goes_on_after_a_crash_to_the_very_same_weights(make):
+    whole = make("whole")
+    whole.train()
+    for replies in (3, 4, 5):  # between two rounds, after the next one's first report, its second
+        broken = make(f"broken-{replies}")
+        broken.cable.cut_after = replies
+        with pytest.raises(PowerCut):
+            broken.train()
+        assert [r.number for r in broken.rounds()] == [1]
+        broken.train()
+        for number in (1, 2, 3):
+            assert same(whole.weights(number), broken.weights(number))
+        ours, theirs = whole.state(3), broken.state(3)
+        assert ours.steps == theirs.steps == 3
+        assert same(ours.first, theirs.first)
+        assert same(ours.second, theirs.second)
+        assert [r.attempt for r in broken.rounds()] == [1, 2, 1]
+        assert len(broken.rounds("abandoned")) == 1
+
+
+def test_without_its_optimisers_memory_a_run_would_end_elsewhere(make):
+    whole, other = make("whole"), make("other")
+    whole.train()
+    other.train(optimizer=ServerOptimizer(learning_rate=3e-2, momentum=0.0))
+    for number, close in ((1, True), (2, False)):  # the first step knows no past
+        ours, theirs = whole.weights(number), other.weights(number)
+        assert all(np.allclose(ours[n], theirs[n], atol=1e-4) for n in ours) == close
+
+
+def test_crashes_while_a_round_is_being_committed_lose_nothing(make, monkeypatch):
+    whole, broken = make("whole"), make("broken")
+    whole.train()
+    broken.cable.cut_after = 3
+    with pytest.raises(PowerCut):
+        broken.train()
+    for _ in range(3):  # each dies with the round's files written and its row not
+
+        def dies(*_, **__):
+            raise PowerCut
+
+        with monkeypatch.context() as patch:
+            patch.setattr("handbill.server.registry.Registry.commit_round", dies)
+            with pytest.raises(PowerCut):
+                broken.train()
+    broken.train()
+    assert same(whole.weights(3), broken.weights(3))
+    assert same(whole.state(3).second, broken.state(3).second)
+    assert len(broken.artifacts()) == 3
+    assert len(list((broken.home / "optimizer").iterdir())) == 2
+
+
+def test_a_run_whose_optimiser_state_is_gone_says_so(one):
+    one.cable.cut_after = 3
+    with pytest.raises(PowerCut):
+        one.train()
+    shutil.rmtree(one.home / "optimizer")
+    with pytest.raises(RoundError, match="start a new one"):
+        one.train()
+
+
+def test_a_finished_run_trained_again_trains_nothing(one):
+    one.train()
+    before = one.rounds()
+    one.train()
+    assert one.rounds() == before
+
+
+class Poisoner:
+    """A member of the federation that signs well and sends what it likes."""
+
+    def __init__(self, trainer, server_key, update, *, attempts=1):
+        self.id, self.server_key = trainer.merchant.id, server_key
+        self.key = load_or_create_key(trainer.home / "keys/signing.key")
+        self.honest, self.update, self.attempts = trainer.handle, update, attempts
+
+    def __call__(self, message):
+        reply = self.honest(message)
+        if self.attempts <= 0:
+            return reply
+        self.attempts -= 1
+        asked, _ = open_signed(Signed.from_bytes(message), self.server_key, Instruction)
+        report, _ = open_signed(Signed.from_bytes(reply), self.key.public_key(), Report)
+        assert report.round == asked.round
+        return sign(report, self.update, self.key).to_bytes()
+
+
+def poison(federation, update, *, attempts, shop="shop-c"):
+    federation.handlers[shop] = Poisoner(
+        federation.trainers[shop], federation.registry.public_key, update, attempts=attempts
+    )
+
+
+LOUD = {
+    "optimizer": ServerOptimizer(kind="fedavg", learning_rate=1.0),
+    "gate_nats": 0.002,  # a random model knows nothing, so little can make it worse
+    "max_update_norm": 1e5,
+}
+
+
+def test_a_poisoned_aggregate_is_never_committed(one, random_update):
+    poison(one, random_update(one.model.shapes, scale=300.0), attempts=99)
+    with pytest.raises(RoundError, match="raises the probe loss"):
+        one.train(**LOUD)
+    assert one.rounds() == []
+    assert one.artifacts() == []
+    assert len(one.rounds("abandoned")) == training.ATTEMPTS
+    assert all("probe loss" in fact["reason"] for fact in one.facts("abandoned"))
+
+
+def test_after_a_poisoned_attempt_the_next_one_may_be_committed(one, random_update):
+    poison(one, random_update(one.model.shapes, scale=300.0), attempts=1)
+    one.train(**LOUD)
+    assert [r.attempt for r in one.rounds()] == [2, 1, 1]
+    (again,) = one.rounds("abandoned")
+    assert again.number == 1
+    for trainer in one.trainers.values():  # the second attempt cost nobody anything
+        lines = (trainer.home / "progress.jsonl").read_text().splitlines()
+        assert sum(json.loads(line)["event"] == "trained" for line in lines) == 3
+
+
+def test_without_the_gate_that_poison_would_have_been_served(one, random_update):
+    poison(one, random_update(one.model.shapes, scale=300.0), attempts=1)
+    one.train(**LOUD | {"gate_nats": 1e9})
+    losses = [r.metrics["probe_loss"] for r in one.rounds()]
+    assert losses[0] > one.facts("probe")[0]["probe_loss"] + 0.002
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
+def test_one_merchants_update_that_is_refused_leaves_the_others_round(one, value):
+    bad = {n: np.full(shape, value, np.float32) for n, shape in one.model.shapes.items()}
+    poison(one, bad, attempts=1)
+    one.train()
+    assert [r.survivors for r in one.rounds()] == [["shop-a", "shop-b"], [*SHOPS], [*SHOPS]]
+    assert list(one.facts("committed")[0]["failures"]) == ["shop-c"]
+
+
+def test_weights_that_overflow_are_not_committed(one):
+    too_fast = ServerOptimizer(kind="fedavg", learning_rate=3e38)
+    poison(one, {n: np.full(s, 9.0, np.float32) for n, s in one.model.shapes.items()}, attempts=99)
+    with np.errstate(over="ignore"), pytest.raises(RoundError, match="NaN or infinity"):
+        one.train(optimizer=too_fast)
+    assert one.rounds() == []
+
+
+def test_a_run_without_enough_merchants_stops_and_the_last_round_stands(one):
+    one.cable.cut_after = 3
+    with pytest.raises(PowerCut):
+        one.train()
+
+    def down(message):
+        raise HandbillError("power is out in town")
+
+    for shop in SHOPS[1:]:
+        one.handlers[shop] = down
+    with pytest.raises(RoundError, match=r"1 good reports, 2 needed.*power is out in town"):
+        one.train()
+    assert [r.number for r in one.rounds()] == [1]
+    assert one.registry.last_committed(RUN).number == 1
+
+
+def test_a_merchant_that_is_away_between_two_rounds_is_waited_for(one, monkeypatch):
+    away = {"shop-a", "shop-b"}
+    one.cable.absent = [(), (), away, away, (), ()]  # the first looks are round 1's
+    one.train()
+    assert [r.number for r in one.rounds()] == [1, 2, 3]
+    assert one.rounds("abandoned") == []
+    assert one.cable.absent == []
+
+
+def test_merchants_that_never_come_are_not_waited_for_for_ever(one, monkeypatch):
+    monkeypatch.setattr(training, "WAIT_S", 0.3)
+    one.cable.absent = [set(SHOPS)] * 1000
+    with pytest.raises(RoundError, match="0 of 3 enrolled merchants connected"):
+        one.train()
+
+
+def test_after_the_rounds_every_merchant_gets_an_adapter_of_its_own(one):
+    recipe = Recipe(rounds=1, personal_steps=2, expected_users=8)
+    one.train(recipe=recipe, publish=True)
+    (last,) = one.rounds()
+    (personal,) = one.rounds(stage="personal")
+    assert personal.survivors == list(SHOPS)
+    assert personal.aggregate == ""
+    own = {a.tenant: a for a in one.artifacts() if a.tenant}
+    assert sorted(own) == list(SHOPS)
+    for shop, artifact in own.items():
+        manifest = verify(one.registry.store.path(artifact.digest), one.registry.public_key)
+        assert (manifest.kind, manifest.tenant, manifest.parent) == ("tenant", shop, last.aggregate)
+        assert [s["merchant"] for s in manifest.privacy] == [shop]
+        channel = read_channel(one.registry.root, shop, one.registry.public_key)
+        assert channel.digest == artifact.digest
+    tensors = [read_adapter(one.registry.store.path(a.digest)).tensors for a in own.values()]
+    assert not same(tensors[0], tensors[1])
+    served = read_channel(one.registry.root, "", one.registry.public_key)
+    assert served.digest == last.aggregate
+
+
+def test_what_a_merchant_sends_as_its_own_is_what_it_is_served(one):
+    recipe = Recipe(rounds=1, personal_steps=1, expected_users=8)
+    one.train(recipe=recipe)
+    (artifact,) = [a for a in one.artifacts() if a.tenant == "shop-b"]
+    served = read_adapter(one.registry.store.path(artifact.digest)).tensors
+    home = one.trainers["shop-b"].home
+    from safetensors.numpy import load_file
+
+    kept = load_file(home / "adapters/personal.safetensors")
+    for name, value in kept.items():
+        np.testing.assert_allclose(served[name], value, atol=1e-6)
+
+
+def test_a_merchant_that_wants_none_of_its_own_is_left_out_of_that_stage_only(make):
+    one = make(**{"shop-b": {"personal": False}})
+    one.train(recipe=Recipe(rounds=1, personal_steps=1, expected_users=8))
+    assert one.rounds()[0].survivors == list(SHOPS)
+    (personal,) = one.rounds(stage="personal")
+    assert personal.survivors == ["shop-a", "shop-c"]
+    assert {a.tenant for a in one.artifacts()} == {"", "shop-a", "shop-c"}
+    failures = one.facts("committed")[-1]["failures"]
+    assert "does not allow training the shop's own adapter" in failures["shop-b"]
+
+
+def test_a_ping_reaches_everybody_and_commits_nothing(one):
+    outcome = one.start_again().ping("ping-1")
+    assert outcome.reporters == list(SHOPS)
+    assert one.rounds() == one.artifacts() == []
