@@ -78,7 +78,7 @@ def demo(
             console.print(table)
         page = render_report(report, home / "report.html")
         if results:
-            write_benchmark(run, report, results, command=f"handbill {' '.join(sys.argv[1:])}")
+            write_benchmark(run, report, results, command=_shown(sys.argv[1:], data))
         console.print(f"report: {page}", soft_wrap=True, highlight=False)
         console.print("try next:", style="bold")
         for command in report.commands:
@@ -96,6 +96,20 @@ def demo(
     except KeyboardInterrupt:
         console.print("stopped; no process was left behind", highlight=False)
         raise typer.Exit(130) from None
+
+
+def _shown(arguments: list[str], data: Path | None) -> str:
+    """The command as others can repeat it: without this machine's folders."""
+    shown, skip = [], False
+    for word in arguments:
+        if skip or word in {"--home", "--results", "--data"}:
+            skip = not skip
+            continue
+        shown.append(word)
+    where = ["--data", f"PATH/{data.name}"] if data else []
+    return " ".join(
+        ["handbill", *shown, *where, "--results", "benchmarks/results/first_light.json"]
+    )
 
 
 def _interrupt(*_: Any) -> None:
