@@ -1,0 +1,378 @@
+"""A real federation on this machine: SuperLink, three merchants, and what goes wrong with them.
+
+The tests share one running federation and come in the order of a bad day: they are about what
+the programs do when a part dies, lies or has nothing left to spend.
+"""
+
+import json
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from handbill.clients.daemon import STATUS, ask
+from handbill.clients.merchant import NODE_KEY, Policy
+from handbill.clients.run import init_merchant
+from handbill.clients.trainer import LEDGER_FILE
+from handbill.federation.flower import flower_environment, program
+from handbill.federation.messages import Recipe
+from handbill.federation.supervision import QUIET, Children
+from handbill.privacy.accounting import epsilon
+from handbill.privacy.ledger import Ledger
+from handbill.server.operate import drive, enrol, init_server
+from handbill.server.settings import AdapterSettings, ServerSettings
+from handbill.server.superlink import CONNECTION, SuperLink
+from handbill.simulations.market import write_sample_market
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+STEADY, POOR, UNLUCKY = SHOPS = ("fern-kettle", "margin-ink", "ridge-lantern")
+PER_RUN = 1.0  # epsilon; POOR has no more than this for all time
+ROUNDS = 3
+HANDBILL = [sys.executable, "-m", "handbill.cli"]
+
+CLIENT = """
+import os
+from pathlib import Path
+folder = Path({canaries!r})
+folder.mkdir(exist_ok=True)
+(folder / str(os.getpid())).touch()
+from flwr.clientapp import ClientApp
+app = ClientApp()
+@app.train()
+def train(message, context):
+    (folder / "trained").touch()
+    return message
+"""
+
+SERVER = """
+import json
+import time
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    content = RecordDict({{"config": ConfigRecord({{"please": "run my code"}})}})
+    nodes = list(grid.get_node_ids())
+    waiting = set(grid.push_messages([Message(content, node, "train") for node in nodes]))
+    answers, until = [], time.monotonic() + 120
+    while waiting and time.monotonic() < until:
+        for answer in grid.pull_messages(waiting):
+            waiting.remove(answer.metadata.reply_to_message_id)
+            answers.append(answer)
+        time.sleep(0.5)
+    reasons = [a.error.reason if a.has_error() else "obeyed" for a in answers]
+    done = Path({answers!r})
+    done.with_suffix(".new").write_text(json.dumps(reasons))
+    done.with_suffix(".new").rename(done)
+"""
+
+BUNDLE = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "handbill-app"
+version = "9.9.9"
+description = "not ours"
+license = "Apache-2.0"
+dependencies = ["flwr==1.41.*"]
+[tool.flwr.app]
+publisher = "handbill"
+[tool.flwr.app.components]
+serverapp = "hostile.server:app"
+clientapp = "hostile.client:app"
+[tool.flwr.app.config]
+run = ""
+mode = "train"
+"""
+
+
+@dataclass
+class Federation:
+    """A running server and its merchants."""
+
+    home: Path
+    children: Children
+
+    @property
+    def server(self):
+        return self.home / "server"
+
+    def shop(self, shop):
+        return self.home / "shops" / shop
+
+    def trainer(self, shop):
+        """The process of a merchant's trainer."""
+        return psutil.Process(json.loads(ask(self.shop(shop), STATUS, wait_s=60))["pid"])
+
+    def server_app(self):
+        """The process in which the server's round runs now."""
+        server = psutil.Process(self.children.pids()["server"])
+        children = server.children(recursive=True)
+        running = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
+        (app,) = (p for p in running if any("flwr-serverapp" in word for word in p.cmdline()))
+        return app
+
+    def rounds(self, run):
+        """Number and survivors of every committed round, as the database holds them."""
+        with sqlite3.connect(self.server / "server.db") as database:
+            rows = database.execute(
+                "SELECT number, survivors, aggregate, closed_at FROM round "
+                "WHERE run = ? AND status = 'committed' ORDER BY number",
+                (run,),
+            ).fetchall()
+        return [(number, json.loads(who), *rest) for number, who, *rest in rows]
+
+    def reservations(self, shop):
+        """Slots and events of a merchant's ledger, its chain verified."""
+        policy = Policy.load(self.shop(shop))
+        limits = {"epsilon_limit": policy.epsilon_limit, "delta": policy.delta}
+        with Ledger(self.shop(shop) / LEDGER_FILE, read_only=True, **limits) as ledger:
+            slots = [row.slot for row in ledger.verify() if row.kind == "reserve"]
+            return slots, ledger.events()
+
+    def superlink(self):
+        return SuperLink(self.server, ServerSettings.load(self.server))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_until(condition, timeout_s=120.0, every_s=0.1):
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(every_s)
+    return result
+
+
+def command(*words, home):
+    return subprocess.run(
+        [*HANDBILL, *words, "--home", str(home)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory, tiny_base):
+    home = tmp_path_factory.mktemp("federation")
+    write_sample_market(home / "market")
+    recipe = Recipe(rounds=ROUNDS, local_steps=3, personal_steps=0, expected_users=40)
+    settings = ServerSettings(
+        port=free_port(),
+        base=str(tiny_base.path),
+        adapter=AdapterSettings(layers=1),
+        recipe=recipe,
+        min_reports=2,
+    )
+    kit = init_server(home / "server", settings)
+    for shop in SHOPS:
+        at = {"data": home / "market", "shop": shop, "kit": kit, "threads": 1}
+        enrol(home / "server", init_merchant(home / "shops" / shop, **at))
+        policy = Policy.load(home / "shops" / shop)
+        limit = PER_RUN if shop == POOR else policy.epsilon_limit
+        replace(policy, epsilon_per_run=PER_RUN, epsilon_limit=limit).save(home / "shops" / shop)
+    # Somebody who calls himself an enrolled shop, with keys of his own that nobody let in.
+    init_merchant(home / "stranger" / "shops" / UNLUCKY, **{**at, "shop": UNLUCKY})
+    with Children(home / "logs") as children:
+
+        def ready(name, words):
+            log = home / "logs" / f"{name}.log"
+            children.wait_for(lambda: words in log.read_text(), f"{name} was ready", timeout_s=300)
+
+        children.start("server", [*HANDBILL, "server", "run", "--home", str(home)])
+        ready("server", "server ready")
+        for shop in SHOPS:
+            words = ["client", "run", "--shop", shop, "--home", str(home)]
+            children.start(shop, [*HANDBILL, *words])
+        for shop in SHOPS:
+            ready(shop, "is ready")
+        yield Federation(home, children)
+
+
+@pytest.fixture(scope="module")
+def stranger(federation):
+    """A SuperNode that was never enrolled, from now until it gives up."""
+    words = [*HANDBILL, "client", "run", "--shop", UNLUCKY]
+    output = federation.home / "stranger" / "printed"
+    with output.open("w") as out:
+        process = subprocess.Popen(
+            [*words, "--home", str(federation.home / "stranger")],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    yield process, output
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def broken_run(federation, stranger):
+    """A run in whose first round a trainer is killed between its reservation and its report."""
+    home = federation.shop(UNLUCKY)
+    trainer = federation.trainer(UNLUCKY)
+    facts = []
+
+    def reserved():
+        ledger = home / LEDGER_FILE
+        if not ledger.is_file():
+            return False
+        with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as database:
+            try:
+                sql = "SELECT count(*) FROM row WHERE kind = 'reserve'"
+                return database.execute(sql).fetchone()[0]
+            except sqlite3.OperationalError:
+                return False
+
+    def on_event(fact):
+        facts.append(fact)
+        if fact["event"] == "round" and fact["round"] == 1:
+            wait_until(reserved, every_s=0.005)
+            trainer.kill()
+            progress = (home / "progress.jsonl").read_text()
+            assert "received" in progress
+            assert "trained" not in progress  # it died in the middle of its work
+
+    drive(federation.server, "broken", mode="train", on_event=on_event)
+    return facts, trainer
+
+
+def test_ping_reaches_every_shop(federation, stranger):
+    done = command("server", "ping", "--json", home=federation.home)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["failures"] == {}
+    assert answer["seconds"] > 0
+
+
+def test_a_round_is_committed_without_the_merchant_whose_trainer_was_killed(federation, broken_run):
+    facts, _ = broken_run
+    (first, *_) = federation.rounds("broken")
+    assert first[:2] == (1, [STEADY, POOR])
+    told = [f["error"] for f in facts if f["event"] == "reply" and f["merchant"] == UNLUCKY]
+    assert "connection was cut" in told[0]
+
+
+def test_the_trainer_comes_back_by_itself_and_takes_part_again(federation, broken_run):
+    _, killed = broken_run
+    assert not killed.is_running()
+    assert federation.trainer(UNLUCKY).pid != killed.pid
+    assert [r[:2] for r in federation.rounds("broken")][1:] == [(2, list(SHOPS)), (3, list(SHOPS))]
+
+
+def test_the_killed_trainers_ledger_is_intact_and_counts_what_was_wasted(federation, broken_run):
+    slots, events = federation.reservations(UNLUCKY)
+    assert [slot[:2] for slot in slots] == [("broken", 1), ("broken", 2), ("broken", 3)]
+    delta = Policy.load(federation.shop(UNLUCKY)).delta
+    assert epsilon(events, delta=delta) > epsilon(events[1:], delta=delta)  # round 1 sent nothing
+    assert epsilon(events, delta=delta) <= PER_RUN
+
+
+@pytest.fixture(scope="module")
+def second_run(federation, broken_run):
+    """A run whose ServerApp is killed after its first round, by the commands people type."""
+    words = [*HANDBILL, "server", "train", "--run", "second", "--json"]
+    with subprocess.Popen(
+        [*words, "--home", str(federation.home)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as training:
+        wait_until(lambda: federation.rounds("second"))
+        before = federation.rounds("second")
+        app = federation.server_app()
+        app.kill()
+        printed, errors = training.communicate()
+    assert training.returncode == 0, errors
+    return before, json.loads(printed), app
+
+
+def test_a_run_goes_on_after_its_last_committed_round(federation, second_run):
+    before, printed, app = second_run
+    after = federation.rounds("second")
+    assert not app.is_running() or app.status() == psutil.STATUS_ZOMBIE
+    assert printed == {"run": "second", "rounds": ROUNDS, "published": False}
+    assert [number for number, *_ in after] == [1, 2, 3]
+    assert len(before) < ROUNDS
+    assert after[: len(before)] == before
+
+
+def test_a_merchant_without_budget_refuses_and_the_rounds_go_on(federation, second_run):
+    for _, survivors, *_ in federation.rounds("second"):
+        assert survivors == [STEADY, UNLUCKY]
+    progress = (federation.server / "progress.jsonl").read_text().splitlines()
+    facts = [json.loads(line) for line in progress]
+    refused = [f["failures"] for f in facts if f["event"] == "committed" and f["run"] == "second"]
+    assert len(refused) == ROUNDS
+    for failures in refused:
+        assert list(failures) == [POOR]
+        assert failures[POOR].startswith("privacy budget: ")
+        assert "nothing was spent" in failures[POOR]
+    slots, _ = federation.reservations(POOR)
+    assert {run for run, *_ in slots} == {"broken"}
+
+
+def test_training_a_finished_run_again_changes_nothing(federation, second_run):
+    rounds = federation.rounds("second")
+    spent = [federation.reservations(shop) for shop in SHOPS]
+    done = command("server", "train", "--run", "second", "--json", home=federation.home)
+    assert done.returncode == 0, done.stderr
+    assert federation.rounds("second") == rounds
+    assert [federation.reservations(shop) for shop in SHOPS] == spent
+
+
+def test_no_code_that_the_server_ships_runs_at_a_merchant(federation, tmp_path):
+    canaries, answers = tmp_path / "canaries", tmp_path / "answers.json"
+    bundle = tmp_path / "bundle"
+    (bundle / "hostile").mkdir(parents=True)
+    (bundle / "pyproject.toml").write_text(BUNDLE)
+    (bundle / "hostile" / "__init__.py").touch()
+    (bundle / "hostile" / "client.py").write_text(CLIENT.format(canaries=str(canaries)))
+    (bundle / "hostile" / "server.py").write_text(SERVER.format(answers=str(answers)))
+    # The canary sings wherever the module is imported, here for instance.
+    control = [sys.executable, "-c", "import hostile.client"]
+    subprocess.run(control, cwd=bundle, check=True)
+    (one,) = canaries.iterdir()
+    one.unlink()
+
+    environment = {**os.environ, **QUIET, **flower_environment(federation.server / "flower")}
+    submitted = subprocess.run(
+        [program("flwr"), "run", str(bundle), CONNECTION, "--format", "json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    wait_until(answers.is_file)
+    reasons = json.loads(answers.read_text())
+    assert len(reasons) == len(SHOPS)
+    for reason in reasons:  # our own ClientApp looked at it
+        assert "reply is not a handbill message" in reason
+    assert list(canaries.iterdir()) == []
+    for shop in SHOPS:
+        assert not [path for path in federation.shop(shop).rglob("*") if "hostile" in path.name]
+
+
+def test_who_was_not_enrolled_never_connects(federation, stranger, second_run):
+    process, output = stranger
+    assert process.wait(60) == 1, output.read_text()
+    (last,) = re.findall(r"^error: (.*)", output.read_text(), re.MULTILINE)
+    assert last.startswith("supernode stopped with code")
+    assert set(federation.superlink().nodes()) == set(SHOPS)
+    assert federation.superlink().online() == set(SHOPS)
+    keys = [federation.home / "stranger" / "shops" / UNLUCKY, federation.shop(UNLUCKY)]
+    assert len({(home / NODE_KEY).read_bytes() for home in keys}) == 2
