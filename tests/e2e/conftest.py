@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-EVERY_S = 0.2
+EVERY_S = 0.4  # looking at sixty processes takes a tenth of a second
 
 
 class Family:
