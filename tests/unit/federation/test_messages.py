@@ -160,6 +160,12 @@ def hostile(payload=None, **body):
     )
 
 
+def test_a_report_under_the_name_of_another_kind_is_refused_though_well_signed():
+    signed = sign(Report(**REPORT), {}, KEY)
+    header = json.loads(signed.header) | {"type": "Instruction"}
+    refuse(well_signed(header, signed.payload))
+
+
 def test_the_hostile_helper_makes_good_messages_when_nothing_is_wrong():
     report, values = open_signed(Signed.from_bytes(hostile()), KEY.public_key(), Report)
     assert report == Report(**REPORT)
