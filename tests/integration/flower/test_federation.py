@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from handbill.clients.daemon import STATUS, ask
+from handbill.clients.daemon import STATUS, ask, socket_path
 from handbill.clients.merchant import NODE_KEY, Policy
 from handbill.clients.run import init_merchant
 from handbill.clients.trainer import LEDGER_FILE
@@ -256,6 +256,15 @@ def test_ping_reaches_every_shop(federation, stranger):
     answer = json.loads(done.stdout)
     assert answer["failures"] == {}
     assert answer["seconds"] > 0
+
+
+def test_a_trainer_survives_those_who_hang_up(federation):
+    before = federation.trainer(STEADY).pid
+    for sent in (b"", b"M", b"M" + (100).to_bytes(8, "big") + b"half a message"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(socket_path(federation.shop(STEADY))))
+            connection.sendall(sent)
+    assert federation.trainer(STEADY).pid == before
 
 
 def test_a_round_is_committed_without_the_merchant_whose_trainer_was_killed(federation, broken_run):
