@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handbill.errors import HandbillError, MissingError
+from handbill.federation.logs import configure_logs
 from handbill.federation.messages import MAX_MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 
 def main() -> None:
     """Run the daemon for the home named on the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    configure_logs()
 
     def leave(*_: Any) -> None:
         raise SystemExit(0)

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG: Final = 1
 # Looked up here and not between fork and exec, where another thread may have held a lock.
 _prctl: Final = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-_RESTARTS: Final = 5
+# Patient enough for a SuperNode that was killed: the SuperLink refuses its successor for a minute.
+_RESTARTS: Final = 12
 _QUICK_S: Final = 20.0  # a child that dies sooner than this counts as a failed start
 _KILL_S: Final = 3.0
 

@@ -50,7 +50,7 @@ def list_models(*, as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
             _epsilons(model),
             ", ".join(model.served),
         )
-    _console().print(table if found else "No model yet: handbill server run trains the first.")
+    _console().print(table if found else "No model yet: handbill server train makes the first.")
 
 
 @models_app.command()

@@ -43,6 +43,19 @@ def enrol(
     typer.echo(f"enrolled {merchant.id} ({merchant.name})")
 
 
+@server_cli.command()
+def revoke(
+    merchant: Annotated[str, typer.Argument(metavar="ID", help="The merchant's id.")],
+    *,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Take a merchant off the roster and cut its node off; what it contributed stays."""
+    from handbill.server.operate import revoke as cut_off
+
+    cut_off(home / "server", merchant)
+    typer.echo(f"revoked {merchant}")
+
+
 @server_cli.command("run")
 def run_server(*, home: Home = DEFAULT_HOME) -> None:
     """Run the server in the foreground until Ctrl-C."""
@@ -83,8 +96,10 @@ def train(
         def on_event(fact: dict[str, Any]) -> None:
             if fact["event"] == "committed" and fact["stage"] == "global":
                 bar.update(task, completed=fact["round"])
-            elif fact["event"] == "abandoned" or fact.get("error"):
-                bar.console.print(f"round {fact['round']}: {fact.get('reason') or fact['error']}")
+            elif fact["event"] == "abandoned":
+                bar.console.print(f"round {fact['round']} abandoned: {fact['reason']}")
+            elif fact["event"] == "reply" and fact["error"]:
+                bar.console.print(f"{fact['merchant']}: {fact['error']}")
 
         drive(folder, run, mode=mode, on_event=on_event)
     if as_json:

@@ -72,6 +72,20 @@ def enrol(home: Path, request: Path) -> Merchant:
     return merchant
 
 
+def revoke(home: Path, merchant: str) -> None:
+    """Take a merchant off the roster; a running SuperLink drops its node within seconds.
+
+    Raises:
+        MissingError: There is no such merchant.
+    """
+    registry = open_registry(home)
+    registry.revoke(merchant)
+    registry.database.close()
+    superlink = SuperLink(home, ServerSettings.load(home))
+    if superlink.healthy():
+        superlink.unregister(merchant)
+
+
 def run_server(home: Path, *, announce: Callable[[ServerSettings], None]) -> None:
     """Run SuperLink and SuperExec in the foreground until SIGTERM or Ctrl-C."""
     settings = ServerSettings.load(home)

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from handbill.errors import HandbillError
 from handbill.federation.grid import GridTransport
+from handbill.federation.logs import configure_logs
 from handbill.server.progress import Progress
 from handbill.server.registry import open_registry
 from handbill.server.settings import ServerSettings
@@ -26,12 +27,7 @@ def main(grid: Grid, context: Context) -> None:
     """Take a run to its end, or ping the merchants."""
     home = Path(os.environ[HOME_VARIABLE])
     # Flower drops a ServerApp's output; ours goes beside the other programs' logs.
-    logging.basicConfig(
-        filename=home / "logs" / "serverapp.log",
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        force=True,
-    )
+    configure_logs(home / "logs" / "serverapp.log")
     config: Any = context.run_config
     run, mode = str(config["run"]), str(config["mode"])
     try:

@@ -85,21 +85,34 @@ class SuperLink:
             return False
 
     def register(self, merchant: str, node_key: str) -> int:
-        """Let a merchant's SuperNode in; returns its Flower node id. Repeating is harmless."""
-        nodes = self.nodes()
-        if merchant in nodes:
+        """Let a merchant's SuperNode in; returns its Flower node id.
+
+        Repeating is harmless; a merchant that comes with a new key gets a new node.
+        """
+        nodes, path = self.nodes(), self.folder / f"{merchant}.pub"
+        if merchant in nodes and path.is_file() and path.read_text() == node_key:
             return nodes[merchant]
-        path = self.folder / f"{merchant}.pub"
         path.write_text(node_key)
         answer = self._flwr("supernode", "register", str(path), CONNECTION, "--name", merchant)
         nodes[merchant] = int(answer["node-id"])
-        (self.folder / NODES_FILE).write_text(json.dumps(nodes, indent=2))
+        self._keep(nodes)
         return nodes[merchant]
+
+    def unregister(self, merchant: str) -> None:
+        """Cut a merchant's SuperNode off; its node key can never be registered again."""
+        nodes = self.nodes()
+        node = nodes.pop(merchant, None)
+        if node is not None:
+            self._flwr("supernode", "unregister", str(node), CONNECTION)
+            self._keep(nodes)
 
     def nodes(self) -> dict[str, int]:
         """Flower node id of each registered merchant."""
         path = self.folder / NODES_FILE
         return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+    def _keep(self, nodes: dict[str, int]) -> None:
+        (self.folder / NODES_FILE).write_text(json.dumps(nodes, indent=2))
 
     def online(self) -> set[str]:
         """Merchants whose SuperNode is connected now."""

@@ -1,0 +1,26 @@
+"""A log line says what happened, with its fields, on one line."""
+
+import logging
+
+from handbill.federation.logs import FieldsFormatter
+
+
+def line(**record):
+    formatter = FieldsFormatter("%(levelname)s %(message)s")
+    return formatter.format(logging.makeLogRecord({"levelname": "INFO", **record}))
+
+
+def test_fields_follow_the_event_in_order():
+    assert line(msg="refused", reason="no\nbudget", merchant="a") == (
+        "INFO refused merchant='a' reason='no\\nbudget'"
+    )
+
+
+def test_a_traceback_comes_below_the_fields():
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError as error:
+        shown = line(msg="failed", round=3, exc_info=(type(error), error, error.__traceback__))
+    first, *rest = shown.splitlines()
+    assert first == "INFO failed round='3'"
+    assert rest[-1] == "ZeroDivisionError: division by zero"
