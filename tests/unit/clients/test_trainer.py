@@ -129,12 +129,14 @@ def test_a_report_is_signed_paid_for_and_says_so(shop):
 
 
 def test_a_whole_run_as_planned_uses_the_budget_up_and_does_not_pass_it(shop):
-    shop.ask(round=1)
-    shop.ask(round=2, parent="sha256:1")
-    report, _ = shop.ask(stage="personal", parent="sha256:2")
+    recipe = Recipe(rounds=2, local_steps=2, personal_steps=3, expected_users=8)
+    shop.ask(recipe=recipe, round=1)
+    shop.ask(recipe=recipe, round=2, parent="sha256:1")
+    report, _ = shop.ask(recipe=recipe, stage="personal", parent="sha256:2")
     limit = shop.trainer.policy.epsilon_limit
     assert 0.97 * limit < report.privacy["epsilon"] <= limit
-    assert report.privacy["steps"] == 3
+    assert [json.loads(row.event)["steps"] for row in shop.rows()] == [2, 2, 3]
+    assert report.privacy["steps"] == 7
     assert {f.name for f in (shop.home / "adapters").iterdir()} == {
         "global.safetensors",
         "personal.safetensors",
