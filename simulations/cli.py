@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -74,9 +75,23 @@ def show_federation(result: "FederationResult") -> Group:
     from handbill.simulations.report import data_size, duration
 
     config = result.config
-    table = Table(title=f"{config.merchants} merchants, {config.users} shoppers each")
-    table.add_column("round", justify="right")
-    for heading in ("reports", "seconds", "clients/s", "down", "up", "held-out loss", "epsilon"):
+    table = Table(
+        title=f"{config.merchants} merchants, {config.users} shoppers each",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+    )
+    headings = (
+        "round",
+        "reports",
+        "seconds",
+        "clients/s",
+        "down",
+        "up",
+        "held-out loss",
+        "epsilon",
+    )
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for r in result.rounds:
         loss = result.loss.get(r.number)

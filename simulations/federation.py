@@ -156,7 +156,7 @@ def _settings(config: FederationConfig, base: Path) -> ServerSettings:
             personal_steps=0,
             expected_users=_policy(config).users // 4,
             rows_per_user=2,
-            batch_rows=16,
+            batch_rows=32,
         ),
     )
 
