@@ -68,8 +68,7 @@ def run(
 @client_cli.command()
 def ledger(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
     """Show how much of the privacy budget is spent, and what is left."""
-    from handbill.clients.merchant import Policy
-    from handbill.clients.trainer import LEDGER_FILE
+    from handbill.clients.merchant import LEDGER_FILE, Policy
     from handbill.privacy.ledger import Ledger
 
     folder = _folder(home, shop)
@@ -91,7 +90,7 @@ def ledger(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOM
 def status(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
     """Show whether the trainer runs and what it did last."""
     from handbill.clients.daemon import STATUS, ask
-    from handbill.clients.trainer import PROGRESS_FILE
+    from handbill.clients.merchant import PROGRESS_FILE
     from handbill.errors import HandbillError
 
     folder = _folder(home, shop)

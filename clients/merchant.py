@@ -16,6 +16,8 @@ from handbill.privacy.accounting import default_delta
 
 MERCHANT_FILE: Final = "merchant.toml"
 POLICY_FILE: Final = "policy.toml"
+LEDGER_FILE: Final = "ledger.db"
+PROGRESS_FILE: Final = "progress.jsonl"
 SIGNING_KEY: Final = Path("keys/signing.key")
 NODE_KEY: Final = Path("keys/node.key")
 CA_FILE: Final = Path("kit/ca.crt")

@@ -18,7 +18,14 @@ from safetensors.numpy import save_file
 
 from handbill.clients.journal import Journal
 from handbill.clients.markets import find_shops
-from handbill.clients.merchant import SERVER_KEY, SIGNING_KEY, Merchant, Policy
+from handbill.clients.merchant import (
+    LEDGER_FILE,
+    PROGRESS_FILE,
+    SERVER_KEY,
+    SIGNING_KEY,
+    Merchant,
+    Policy,
+)
 from handbill.clients.shop import ShopData, load_shop, split_users
 from handbill.errors import InputError, ProtocolError
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
@@ -36,8 +43,6 @@ from handbill.privacy.training import StepPlan, take_private_steps
 
 log = logging.getLogger(__name__)
 
-LEDGER_FILE: Final = "ledger.db"
-PROGRESS_FILE: Final = "progress.jsonl"
 SPLIT_LABEL: Final = "held-out/v1"
 CURVE_ROWS: Final = 8  # held-out rows looked at in every round, for the shop's own curve
 

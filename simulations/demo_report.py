@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from handbill.clients.trainer import PROGRESS_FILE
+from handbill.clients.merchant import PROGRESS_FILE
 from handbill.generator.artifacts import utc_now
 from handbill.simulations.demo import PING_COLD, PING_WARM, Demo
 from handbill.simulations.report import PROBE, DemoReport, Overhead, Sample, ShopResult

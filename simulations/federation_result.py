@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from handbill.clients.trainer import LEDGER_FILE, PROGRESS_FILE, Trainer
+from handbill.clients.merchant import LEDGER_FILE, PROGRESS_FILE
+from handbill.clients.trainer import Trainer
 from handbill.errors import InputError
 from handbill.privacy import accounting
 from handbill.privacy.events import PrivateSteps

@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 
 from handbill.clients.markets import find_shops
-from handbill.clients.merchant import Policy
+from handbill.clients.merchant import LEDGER_FILE, Policy
 from handbill.clients.shop import load_shop
-from handbill.clients.trainer import LEDGER_FILE
 from handbill.generator.artifacts import ArtifactStore, load_public_key, read_channel, verify
 from handbill.generator.base_models import load_base, resolve_base
 from handbill.privacy.ledger import Ledger

@@ -19,9 +19,8 @@ import psutil
 import pytest
 
 from handbill.clients.daemon import STATUS, ask, socket_path
-from handbill.clients.merchant import NODE_KEY, Policy
+from handbill.clients.merchant import LEDGER_FILE, NODE_KEY, Policy
 from handbill.clients.run import init_merchant
-from handbill.clients.trainer import LEDGER_FILE
 from handbill.federation.flower import flower_environment, program
 from handbill.federation.messages import Recipe
 from handbill.federation.supervision import QUIET, Children

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from handbill.clients.trainer import LEDGER_FILE, PROGRESS_FILE, Trainer
+from handbill.clients.merchant import LEDGER_FILE, PROGRESS_FILE
+from handbill.clients.trainer import Trainer
 from handbill.errors import (
     BudgetExhaustedError,
     HandbillError,
