@@ -88,7 +88,7 @@ def show_federation(result: "FederationResult") -> Group:
         "clients/s",
         "down",
         "up",
-        "held-out loss",
+        "loss",
         "epsilon",
     )
     for heading in headings:
