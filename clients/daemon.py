@@ -142,7 +142,8 @@ def _answer(connection: socket.socket, handlers: dict[bytes, Callable[[bytes], b
 
 def _send(connection: socket.socket, kind: bytes, content: bytes) -> None:
     connection.sendall(kind + len(content).to_bytes(8, "big"))
-    connection.sendall(content)
+    if content:  # sending nothing fails when the other side has answered and hung up already
+        connection.sendall(content)
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, bytes]:
