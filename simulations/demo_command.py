@@ -26,7 +26,7 @@ def demo(
     ] = 2,
     layers: Annotated[int, typer.Option(min=0, help="Upper layers to train; 0 is all.")] = 24,
     epsilon: Annotated[float, typer.Option(help="Privacy limit of every shop.")] = 8.0,
-    rows: Annotated[int, typer.Option(min=1, help="Held-out shoppers to measure on.")] = 32,
+    rows: Annotated[int, typer.Option(min=1, help="Held-out shoppers to measure on.")] = 24,
     written: Annotated[int, typer.Option(min=1, help="How many to write copy for.")] = 12,
     cold: Annotated[
         bool, typer.Option("--cold", help="Also time a round without the warm trainer.")

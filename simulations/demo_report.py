@@ -91,7 +91,8 @@ def write_benchmark(demo: Demo, report: DemoReport, path: Path, *, command: str)
             "Held-out loss in nats a token of copy, on shoppers kept out of training; before is "
             "the base model, after is what the shop is served (its own adapter on top of the "
             "federated one). Metrics of the sample market carry the prefix 'sample.'. Round "
-            "overhead is one round over Flower without training, seconds."
+            "overhead is one round over Flower without training, seconds. demo_seconds leaves out "
+            "the stage that only --cold adds."
         ),
         merge=True,
     )

@@ -1,5 +1,6 @@
 """Watches every process of a demo: peak memory, and connections that leave this machine."""
 
+import contextlib
 import ipaddress
 import os
 import threading
@@ -55,16 +56,16 @@ class Watch:
     def look(self) -> None:
         """Look once."""
         me = psutil.Process(os.getpid())
+        family: dict[int, str] = {}
         for process in [me, *me.children(recursive=True)]:
-            try:
-                name = _name(process, me)
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                name = family[process.pid] = _name(process, me)
                 self.peak_mib[name] = max(self.peak_mib[name], process.memory_info().rss / _MIB)
-                for connection in process.net_connections(kind="inet"):
-                    if connection.raddr and not is_loopback(connection.raddr.ip):
-                        address = f"{connection.raddr.ip}:{connection.raddr.port}"
-                        self.off_machine.add(f"{name} to {address}")
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
+        # All sockets of the machine in one go: asking process by process costs ten times as much.
+        for connection in psutil.net_connections(kind="inet"):
+            name = family.get(connection.pid or 0, "")
+            if name and connection.raddr and not is_loopback(connection.raddr.ip):
+                self.off_machine.add(f"{name} to {connection.raddr.ip}:{connection.raddr.port}")
         self.looks += 1
 
 
