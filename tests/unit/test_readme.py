@@ -1,0 +1,36 @@
+"""The README's figures are those of the committed result file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = json.loads((ROOT / "benchmarks" / "results" / "first_light.json").read_text())
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("row", RESULT["table"], ids=lambda row: row["shop"])
+def test_every_measured_shop_stands_in_the_readme_with_its_figures(row):
+    losses = " → ".join(f"{row[k]:.2f}" for k in ("loss_before", "loss_global", "loss_after"))
+    rouge = f"{row['rouge_l_before']:.2f} → {row['rouge_l_after']:.2f}"
+    line = next((line for line in README.splitlines() if f"| {row['shop']} |" in line), "")
+    assert losses in line
+    assert rouge in line
+    assert f"{row['epsilon']:.2f}" in line
+
+
+def test_every_shop_improved_within_its_limit():
+    metrics = RESULT["metrics"]
+    before = {k: v for k, v in metrics.items() if "loss_before." in k}
+    assert before
+    assert len(before) % 4 == 0  # three shops and the mean, for each input
+    for name, value in before.items():
+        assert metrics[name.replace("loss_before", "loss_after")] < value
+    assert all(value <= 8.0 for name, value in metrics.items() if "epsilon." in name)
+
+
+def test_result_file_has_the_form_every_benchmark_has():
+    wanted = {"name", "command", "commit", "date", "machine", "versions", "metrics", "table"}
+    assert wanted <= RESULT.keys()
+    assert all(isinstance(value, int | float) for value in RESULT["metrics"].values())
