@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from handbill.generator.adapters import (
     AdapterSpec,
@@ -21,18 +20,25 @@ from handbill.generator.adapters import (
     trained_shapes,
 )
 from handbill.generator.base_models import BaseModel, load_base
+from handbill.generator.head_loss import token_losses
 from handbill.generator.prompts import EncodedExample, turn_end_id
 
 
 class LoraModel:
     """A base model under PEFT whose B matrices are the only trainable parameters.
 
-    Layers below the first adapted one hold nothing trainable, so autograd keeps none of their
-    activations and the backward pass stops above them.
+    Layers below the first adapted one hold nothing trainable: they run without autograd, and what
+    comes out of them is remembered per row (in memory only), up to ``cache_bytes``.
     """
 
     def __init__(
-        self, base: BaseModel, spec: AdapterSpec, *, device: str = "cpu", dtype: str = "float32"
+        self,
+        base: BaseModel,
+        spec: AdapterSpec,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        cache_bytes: int = 2**29,
     ) -> None:
         """Load the base and attach a zero adapter."""
         from peft import LoraConfig, get_peft_model
@@ -54,6 +60,10 @@ class LoraModel:
         for name, module in self.model.named_modules():
             # Training mode is what per-row gradients are computed in; nothing else needs it.
             module.training = ".lora_B." in name
+        layers = self.model.base_model.model.model.layers
+        self._lower, self._upper = layers[: spec.layers[0]], layers[spec.layers[0] :]
+        self._cache: dict[tuple[int, ...], Tensor] = {}  # the oldest first
+        self._cached_bytes, self._cache_bytes = 0, cache_bytes
         self.load({n: np.zeros(shape, np.float32) for n, shape in self.shapes.items()})
 
     def load(self, tensors: Tensors) -> None:
@@ -82,14 +92,15 @@ class LoraModel:
         attention cannot see them, and the output layer runs on the copy's positions only.
         """
         ids_BT = self._pad([row.ids for row in rows])
-        hidden_BTD = self.model.base_model.model.model(ids_BT, use_cache=False).last_hidden_state
+        hidden_BTD = self._stack(self._upper, inputs_embeds=self._below(rows))
         index = [
             (b, t) for b, row in enumerate(rows) for t in range(row.n_prompt - 1, len(row.ids) - 1)
         ]
         row_N, position_N = torch.tensor(index, device=self.device).T
-        logits_NV = self.model.base_model.model.lm_head(hidden_BTD[row_N, position_N])
-        losses_N = functional.cross_entropy(
-            logits_NV.float(), ids_BT[row_N, position_N + 1], reduction="none"
+        losses_N = token_losses(
+            hidden_BTD[row_N, position_N],
+            self.model.base_model.model.lm_head.weight,
+            ids_BT[row_N, position_N + 1],
         )
         counts_B = torch.bincount(row_N, minlength=len(rows))
         sums_B = torch.zeros(len(rows), device=self.device).index_add(0, row_N, losses_N)
@@ -129,6 +140,36 @@ class LoraModel:
         )
         texts = self.tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True)
         return [str(text).strip() for text in texts]
+
+    def _below(self, rows: Sequence[EncodedExample]) -> Tensor:
+        """Hidden states below the first adapted layer, which no training changes, (B, T, D)."""
+        new = [row for row in dict.fromkeys(rows) if row.ids not in self._cache]
+        fresh: dict[tuple[int, ...], Tensor] = {}
+        if new:
+            with torch.no_grad():
+                hidden_BTD = self._stack(self._lower, input_ids=self._pad([row.ids for row in new]))
+            for row, hidden_TD in zip(new, hidden_BTD, strict=True):
+                fresh[row.ids] = hidden_TD[: len(row.ids)].clone()
+        known = [fresh[row.ids] if row.ids in fresh else self._cache[row.ids] for row in rows]
+        for ids, hidden_TD in fresh.items():
+            self._cached_bytes += hidden_TD.nbytes
+            self._cache[ids] = hidden_TD
+        while self._cached_bytes > self._cache_bytes:
+            self._cached_bytes -= self._cache.pop(next(iter(self._cache))).nbytes
+        return nn.utils.rnn.pad_sequence(known, batch_first=True)
+
+    def _stack(self, layers: nn.ModuleList, **given: Tensor) -> Tensor:
+        """Run some of the transformer's layers; the final norm belongs to the upper ones."""
+        inner = self.model.base_model.model.model
+        whole, norm = inner.layers, inner.norm
+        inner.layers = layers
+        if layers is self._lower:
+            inner.norm = nn.Identity()
+        try:
+            hidden: Tensor = inner(**given, use_cache=False).last_hidden_state
+        finally:
+            inner.layers, inner.norm = whole, norm
+        return hidden
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
         width = max(len(ids) for ids in rows)

@@ -1,6 +1,6 @@
 """The private step: bound every user's influence, sum, add noise, divide, step.
 
-Legend: U users in the step, R rows, ``...`` the shape of one parameter.
+Legend: U users in the step, ``...`` the shape of one parameter.
 """
 
 import logging
@@ -15,37 +15,6 @@ from handbill.errors import InputError
 from handbill.privacy.noise import Noise, SecureNoise, grid_for, round_to_grid
 
 log = logging.getLogger(__name__)
-
-
-def user_gradients(grad_rows: Tensor, row_user: Tensor, weights: Tensor, n_users: int) -> Tensor:
-    """Add up row gradients per user: the mean, where each of a user's k rows weighs 1/k.
-
-    Clipping the result bounds the user, however many rows there are; rows clipped one by one
-    would count a shopper with k rows k times.
-
-    Args:
-        grad_rows: Gradient of each row's own loss, shape (R, ...).
-        row_user: Index of each row's user among the sampled users, int64, shape (R,).
-        weights: Weight of each row, 1/k for a user with k rows in the step, shape (R,).
-        n_users: Number of sampled users U; a user without rows gets zeros.
-
-    Returns:
-        Shape (U, ...), float64: parts of a user must not be lost to the order of addition.
-
-    Raises:
-        InputError: Shapes that do not fit together, or a row of no sampled user.
-    """
-    rows = len(grad_rows)
-    if row_user.shape != (rows,) or weights.shape != (rows,):
-        raise InputError(
-            f"{rows} row gradients need as many users and weights, "
-            f"not {tuple(row_user.shape)} and {tuple(weights.shape)}"
-        )
-    if rows and not 0 <= int(row_user.min()) <= int(row_user.max()) < n_users:
-        raise InputError(f"row_user must index the {n_users} sampled users")
-    weighted = grad_rows.double() * weights.double().reshape(-1, *[1] * (grad_rows.ndim - 1))
-    users = weighted.new_zeros((n_users, *grad_rows.shape[1:]))
-    return users.index_add_(0, row_user, weighted)
 
 
 class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no types

@@ -3,29 +3,30 @@
 User-level DP-SGD (McMahan et al. 2018, arXiv:1710.06963, with Abadi et al. 2016,
 arXiv:1607.00133): a shopper is one sample whatever number of rows the shopper has. Of each
 sampled shopper at most ``rows_per_user`` random rows are used; their gradients are averaged and
-the average is clipped. Per-row gradients come from Opacus' hooks.
+the average is clipped.
 """
 
-import warnings
-from collections.abc import Iterator, Sequence, Sized
+from collections import Counter
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
-from opacus.grad_sample.grad_sample_module import GradSampleHooks
 from torch import Tensor, nn
 
-from handbill.errors import InputError
 from handbill.privacy.events import PrivateSteps
+from handbill.privacy.faults import faultpoint
+from handbill.privacy.lora_gradients import LoraGradients
 from handbill.privacy.noise import Noise
-from handbill.privacy.optimizer import SecureDPOptimizer, user_gradients
+from handbill.privacy.optimizer import SecureDPOptimizer
 from handbill.privacy.sampling import poisson_sample
 
 Row = TypeVar("Row", bound=Sized)
 Row_contra = TypeVar(
     "Row_contra", bound=Sized, contravariant=True
 )  # what a model takes, for the protocol
-Batch = list[tuple[int, Row]]  # (index of the sampled user, row)
+Batch = list[tuple[int, Row]]  # (number of the user within the group, row), computed at once
+Group = list[Batch[Row]]  # of the same users, who are clipped together
 
 
 class PrivateModel(Protocol[Row_contra]):
@@ -46,7 +47,7 @@ class StepPlan:
         clipping_norm: L2 bound of one shopper's gradient.
         expected_users: What the noisy sum is divided by; from public figures, because the exact
             number of shoppers is private.
-        batch_rows: Rows computed at once; a shopper's rows are never split.
+        batch_rows: Rows computed at once.
     """
 
     event: PrivateSteps
@@ -70,28 +71,39 @@ def take_private_steps(
         noise: Source of the samples and of the noise.
 
     Raises:
-        InputError: The model holds something whose per-row gradient would not be exact.
+        InputError: The model holds something whose gradient per user would not be exact.
     """
-    parameters = list(model.trained.values())
-    _check_exact(model)
-    optimizer = _optimizer(parameters, plan, noise)
-    # The hooks work on modules in training mode only: of an adapter, the trained linear layers.
-    hooks = GradSampleHooks(model.model, loss_reduction="sum", strict=False)
-    try:
+    optimizer = _optimizer(list(model.trained.values()), plan, noise)
+    with LoraGradients(model.model) as gradients:
         for _ in range(plan.event.steps):
-            batches = list(_batches(users, plan, noise))
-            if not batches:
+            faultpoint("step.before_sample")
+            groups = _groups(_sample(users, plan, noise), plan.batch_rows)
+            if not groups:
                 optimizer.no_users()
-            for n, batch in enumerate(batches):
-                _gradients(model, parameters, batch)
-                if n < len(batches) - 1:  # the last one also adds the noise and steps
+            for n, group in enumerate(groups):
+                gradients_of(model, gradients, group)
+                if n < len(groups) - 1:  # the last one also adds the noise and steps
                     optimizer.signal_skip_step(do_skip=True)
                     optimizer.step()
                     optimizer.zero_grad()
+            faultpoint("step.before_noise")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    finally:
-        hooks.cleanup()
+            faultpoint("step.after_noise")
+
+
+def gradients_of(model: PrivateModel[Row], gradients: LoraGradients, group: Group[Row]) -> None:
+    """Put one gradient per shopper of a group into every ``grad_sample``: the mean of the rows'.
+
+    A batch of the group adds to the same shoppers' gradients; clipping their sum bounds a
+    shopper whatever the number of rows. Rows clipped one by one would count a shopper k times.
+    """
+    counts = Counter(user for batch in group for user, _ in batch)
+    for batch in group:
+        gradients.assign(torch.tensor([user for user, _ in batch]), len(counts))
+        losses = model.row_losses([row for _, row in batch])
+        weights = torch.tensor([1.0 / counts[user] for user, _ in batch])
+        torch.autograd.backward((losses * weights.to(losses)).sum())
 
 
 def _optimizer(parameters: list[nn.Parameter], plan: StepPlan, noise: Noise) -> SecureDPOptimizer:
@@ -109,56 +121,34 @@ def _optimizer(parameters: list[nn.Parameter], plan: StepPlan, noise: Noise) -> 
     )
 
 
-def _batches(users: Sequence[Sequence[Row]], plan: StepPlan, noise: Noise) -> Iterator[Batch[Row]]:
-    """Sample shoppers, then up to ``rows_per_user`` rows of each; whole shoppers a batch.
-
-    Shoppers with rows of like length come together, so that little is computed on padding; a
-    sum does not depend on the order.
-    """
+def _sample(users: Sequence[Sequence[Row]], plan: StepPlan, noise: Noise) -> list[list[Row]]:
+    """Sample shoppers, then up to ``rows_per_user`` random rows of each."""
     chosen: list[list[Row]] = []
     for user in poisson_sample(len(users), plan.event.sampling_rate, noise):
         rows = users[int(user)]
         order = noise.uniform(len(rows)).argsort()[: plan.rows_per_user]
         chosen.append([rows[int(i)] for i in order])
-    chosen.sort(key=lambda rows: max(map(len, rows)))
+    return [rows for rows in chosen if rows]
+
+
+def _groups(chosen: list[list[Row]], batch_rows: int) -> list[Group[Row]]:
+    """Cut sampled shoppers into groups that are clipped together, of batches computed together.
+
+    Shoppers with rows of like length come together, so that little is computed on padding (a
+    sum does not depend on the order). A shopper with more rows than a batch holds is a group of
+    several batches.
+    """
+    groups: list[Group[Row]] = []
     batch: Batch[Row] = []
-    for index, some in enumerate(chosen):
-        if batch and len(batch) + len(some) > plan.batch_rows:
-            yield batch
-            batch = []
-        batch += [(index, row) for row in some]
-    if batch:
-        yield batch
-
-
-def _gradients(model: PrivateModel[Row], parameters: list[nn.Parameter], batch: Batch[Row]) -> None:
-    """Put one gradient per shopper of the batch into every ``grad_sample``."""
-    numbers = {user: n for n, user in enumerate(dict.fromkeys(user for user, _ in batch))}
-    row_user = torch.tensor([numbers[user] for user, _ in batch])
-    weights = 1.0 / torch.bincount(row_user)[row_user].double()
-    loss = model.row_losses([row for _, row in batch]).sum()
-    with warnings.catch_warnings():
-        # The lowest adapted layer has no input that needs a gradient, and needs none.
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        torch.autograd.backward(loss)
-    for parameter in parameters:
-        rows: Any = parameter.grad_sample  # type: ignore[attr-defined]  # Opacus' hooks set it
-        where = rows.device
-        parameter.grad_sample = user_gradients(  # type: ignore[attr-defined]
-            rows, row_user.to(where), weights.to(where), len(numbers)
-        )
-        parameter.grad = None
-
-
-def _check_exact(model: PrivateModel[Any]) -> None:
-    trained = {id(parameter) for parameter in model.trained.values()}
-    for name, module in model.model.named_modules():
-        if isinstance(module, nn.Dropout) and module.training and module.p > 0:
-            raise InputError(f"{name}: dropout must be off in private training")
-        for own, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            if id(parameter) not in trained or not isinstance(module, nn.Linear):
-                raise InputError(
-                    f"{name}.{own}: only the adapter's linear layers can be trained privately"
-                )
+    users = 0
+    for rows in sorted(chosen, key=lambda rows: max(map(len, rows))):
+        if batch and len(batch) + len(rows) > batch_rows:
+            groups.append([batch])
+            batch, users = [], 0
+        if len(rows) > batch_rows:
+            parts = [rows[i : i + batch_rows] for i in range(0, len(rows), batch_rows)]
+            groups.append([[(0, row) for row in part] for part in parts])
+        else:
+            batch += [(users, row) for row in rows]
+            users += 1
+    return [*groups, [batch]] if batch else groups

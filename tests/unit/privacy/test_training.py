@@ -89,7 +89,7 @@ def naive_sum(model, users, clipping_norm):
 
 
 @pytest.mark.parametrize("clipping_norm", [1e-2, 0.4, 1e3])
-@pytest.mark.parametrize("batch_rows", [1, 4, 100])
+@pytest.mark.parametrize("batch_rows", [1, 2, 4, 100])  # shoppers have up to 5 rows
 def test_the_step_is_the_sum_of_clipped_gradients_taken_one_shopper_at_a_time(
     model, clipping_norm, batch_rows
 ):
@@ -154,7 +154,7 @@ def test_of_a_shopper_with_many_rows_only_some_are_used_and_not_always_the_same(
     assert not set(watched.rows) - {one for rows in users for one in rows}
 
 
-def test_a_batch_is_never_larger_than_asked_except_for_one_shopper_alone(model):
+def test_a_batch_is_never_larger_than_asked_also_when_a_shopper_is(model):
     sizes = []
 
     class Sized(Watched):
@@ -165,7 +165,7 @@ def test_a_batch_is_never_larger_than_asked_except_for_one_shopper_alone(model):
     noise = TestingNoise(0, i_know_this_is_not_private=True)
     take_private_steps(Sized(model), shoppers(2, 7, 2, 1, 2), plan(batch_rows=4), noise=noise)
     assert sum(sizes) == 14
-    assert [size for size in sizes if size > 4] == [7]
+    assert max(sizes) == 4
 
 
 def test_the_sum_is_divided_by_the_expected_number_of_shoppers_not_by_those_who_came(model):
@@ -226,7 +226,7 @@ def test_adam_steps_too(model):
 
 
 def leftovers(model):
-    hooks = [m for m in model.model.modules() if m._forward_hooks or m._backward_hooks]
+    hooks = [m for m in model.model.modules() if m._forward_hooks or "forward" in vars(m)]
     marks = [p for p in model.model.parameters() if getattr(p, "grad_sample", None) is not None]
     return hooks, marks
 
@@ -258,16 +258,7 @@ def test_a_model_with_another_trainable_weight_is_refused(model):
     weight = model.model.get_parameter("base_model.model.model.norm.weight")
     weight.requires_grad_(True)
     try:
-        with pytest.raises(InputError, match=r"norm\.weight: only the adapter's linear layers"):
+        with pytest.raises(InputError, match=r"norm\.weight: only A and B of LoRA"):
             moved(model, shoppers(1))
     finally:
         weight.requires_grad_(False)
-
-
-def test_dropout_is_refused(model):
-    model.model.dropout_for_test = torch.nn.Dropout(0.1).train()
-    try:
-        with pytest.raises(InputError, match="dropout must be off"):
-            moved(model, shoppers(1))
-    finally:
-        del model.model.dropout_for_test
