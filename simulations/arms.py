@@ -1,0 +1,214 @@
+"""Does federating pay at this epsilon? The same budget spent four ways, measured on held-out rows.
+
+Arms: ``base`` (nothing trained), ``alone`` (the whole budget on the merchant's own data),
+``global`` (private rounds together), ``personal`` (the global adapter, then own private steps, both
+out of the one budget: what handbill does). Private steps, noise, calibration and the server's
+optimiser are the product's own; what is left out is the network, the ledger and the signatures,
+which change no number.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from handbill.clients.markets import find_shops
+from handbill.clients.merchant import Policy
+from handbill.clients.shop import load_shop
+from handbill.clients.trainer import ShopUsers
+from handbill.federation.aggregation import MeanAccumulator, ServerOptimizer
+from handbill.federation.messages import Recipe
+from handbill.generator.adapters import Tensors
+from handbill.generator.lora import LoraModel
+from handbill.generator.metrics import distinct_n, rouge_l
+from handbill.generator.prompts import EncodedExample, Example, encode_example, render_prompt
+from handbill.privacy.accounting import calibrate_noise
+from handbill.privacy.events import PrivateSteps
+from handbill.privacy.noise import Noise, SecureNoise
+from handbill.privacy.training import StepPlan, take_private_steps
+
+NON_PRIVATE = 1e-9  # noise multiplier of the arms without privacy: the same code, no noise to see
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shop:
+    """A merchant of an experiment: what it trains on and what it is measured on."""
+
+    id: str
+    users: Sequence[Sequence[EncodedExample]]
+    held_out: Sequence[EncodedExample]
+    examples: Sequence[Example]
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A recipe, with what an arm that trains alone does instead of rounds.
+
+    Attributes:
+        epsilon: Of each merchant, for everything it does; None trains without privacy.
+        alone_learning_rate: Of Adam over all ``private_steps`` where a merchant trains alone.
+    """
+
+    recipe: Recipe = field(default_factory=Recipe)
+    server: ServerOptimizer = field(default_factory=lambda: ServerOptimizer(learning_rate=3e-2))
+    epsilon: float | None = 8.0
+    alone_learning_rate: float = 1e-2
+
+
+def load_shops(
+    folder: Path,
+    model: LoraModel,
+    recipe: Recipe,
+    *,
+    held_out: int,
+    describe: Path | None = None,
+    most_users: int = 0,
+    parts: int = 1,
+) -> list[Shop]:
+    """Read a market's shops, split as the product splits them, and encode their rows.
+
+    Args:
+        folder: The market.
+        model: Whose tokenizer.
+        recipe: How long prompts and copy may be.
+        held_out: Held-out shoppers to measure on, of each shop.
+        describe: The market's description, where it is not in the folder.
+        most_users: Take so many training shoppers of a shop; 0 takes all.
+        parts: Cut every shop into so many shops of different shoppers.
+    """
+
+    def encode(row: Example) -> EncodedExample:
+        return encode_example(
+            model.tokenizer,
+            row,
+            max_prompt_tokens=recipe.max_prompt_tokens,
+            max_copy_tokens=recipe.max_copy_tokens,
+        )
+
+    shops = []
+    for source in find_shops(folder, describe=describe):
+        whole = ShopUsers.of(load_shop(source), held_out=0.1)
+        for part in range(parts):
+            train = whole.train[part::parts]
+            train = train[: most_users or len(train)]
+            examples = whole.held_out[part::parts][:held_out]
+            shops.append(
+                Shop(
+                    id=source.info.id + (f"-{part + 1}" if parts > 1 else ""),
+                    users=[[encode(row) for row in rows] for rows in train],
+                    held_out=[encode(row) for row in examples],
+                    examples=examples,
+                    policy=Policy.for_users(round(len(train) / 0.9), min_users=1),
+                )
+            )
+    return shops
+
+
+class Arms:
+    """Train the arms of one experiment on one shared model."""
+
+    def __init__(self, model: LoraModel, shops: Sequence[Shop], settings: Settings) -> None:
+        self.model, self.shops, self.settings = model, shops, settings
+        self.noise: Noise = SecureNoise()
+        self.zero: Tensors = {n: np.zeros(s, np.float32) for n, s in model.shapes.items()}
+
+    def alone(self, shop: Shop) -> Tensors:
+        """The whole budget on the shop's own data: as many private steps, by Adam."""
+        steps = self.settings.recipe.private_steps
+        rate = self.settings.alone_learning_rate
+        return self._steps(shop, self.zero, steps, learning_rate=rate, adam=True)
+
+    def together(self) -> Iterator[Tensors]:
+        """The global adapter after each round."""
+        recipe, weights = self.settings.recipe, self.zero
+        state = self.settings.server.start(weights)
+        for number in range(1, recipe.rounds + 1):
+            total = MeanAccumulator(self.model.shapes, max_norm=1e9)
+            for shop in self.shops:
+                own = self._steps(
+                    shop,
+                    weights,
+                    recipe.local_steps,
+                    learning_rate=recipe.learning_rate,
+                    adam=False,
+                )
+                total.add({n: own[n] - weights[n] for n in own})
+            server = self.settings.server.at(number, of=recipe.rounds)
+            weights, state = server.step(weights, total.mean(), state)
+            yield weights
+
+    def personal(self, shop: Shop, weights: Tensors) -> Tensors:
+        """The shop's own adapter on top of the global one."""
+        recipe = self.settings.recipe
+        rate = recipe.personal_learning_rate
+        return self._steps(shop, weights, recipe.personal_steps, learning_rate=rate, adam=True)
+
+    def noise_multiplier(self, shop: Shop) -> float:
+        """What the product would calibrate for this shop and plan."""
+        if self.settings.epsilon is None:
+            return NON_PRIVATE
+        return calibrate_noise(
+            epsilon=self.settings.epsilon,
+            delta=shop.policy.delta,
+            sampling_rate=self.sampling_rate(shop),
+            steps=self.settings.recipe.private_steps,
+        )
+
+    def sampling_rate(self, shop: Shop) -> float:
+        """Chance of each shopper to be in one step."""
+        return min(1.0, self.settings.recipe.expected_users / shop.policy.users)
+
+    def loss(self, shop: Shop, weights: Tensors) -> float:
+        """Held-out loss in nats a token."""
+        self.model.load(weights)
+        return self.model.held_out_loss(shop.held_out, batch=16)
+
+    def written(self, shop: Shop, weights: Tensors, count: int) -> Mapping[str, float]:
+        """ROUGE-L against the true copy and distinct-2 of greedy copy, both in [0, 1]."""
+        self.model.load(weights)
+        recipe, some = self.settings.recipe, shop.examples[:count]
+        prompts = [
+            render_prompt(self.model.tokenizer, row.request, max_tokens=recipe.max_prompt_tokens)
+            for row in some
+        ]
+        texts = self.model.write(prompts, max_tokens=recipe.max_copy_tokens)
+        rouge = [rouge_l(text, row.text) for text, row in zip(texts, some, strict=True)]
+        return {"rouge_l": float(np.mean(rouge)), "distinct_2": distinct_n(texts, 2)}
+
+    def _steps(
+        self, shop: Shop, weights: Tensors, steps: int, *, learning_rate: float, adam: bool
+    ) -> Tensors:
+        self.model.load(weights)
+        if not steps:
+            return self.model.tensors()
+        recipe = self.settings.recipe
+        plan = StepPlan(
+            event=PrivateSteps(
+                noise_multiplier=self.noise_multiplier(shop),
+                sampling_rate=self.sampling_rate(shop),
+                steps=steps,
+            ),
+            clipping_norm=recipe.clipping_norm,
+            expected_users=recipe.expected_users,
+            rows_per_user=recipe.rows_per_user,
+            batch_rows=recipe.batch_rows,
+            learning_rate=learning_rate,
+            optimizer="adam" if adam else "sgd",
+        )
+        take_private_steps(self.model, shop.users, plan, noise=self.noise)
+        return self.model.tensors()
+
+
+def varied(settings: Settings, **changes: object) -> Settings:
+    """Settings with some fields changed, whether they are the recipe's, the server's or its own."""
+    recipe, server = settings.recipe, settings.server
+    for name, value in changes.items():
+        if name.startswith("server_"):
+            server = replace(server, **{name.removeprefix("server_"): value})  # type: ignore[arg-type]
+        elif name in Recipe.__dataclass_fields__:
+            recipe = replace(recipe, **{name: value})  # type: ignore[arg-type]
+        else:
+            settings = replace(settings, **{name: value})  # type: ignore[arg-type]
+    return replace(settings, recipe=recipe, server=server)
