@@ -22,7 +22,7 @@ def token_losses(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tenso
         targets_N: The token to predict at each position, int64, shape (N,).
 
     Returns:
-        Shape (N,), float32.
+        Shape (N,), float32 or, for float64, float64.
     """
     losses: Tensor = _TokenLosses.apply(  # type: ignore[no-untyped-call]  # torch carries no type
         hidden_ND, head_VD.detach(), targets_N
@@ -35,13 +35,14 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
-        losses_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
+        precise = torch.promote_types(hidden_ND.dtype, torch.float32)
+        losses_N = hidden_ND.new_empty(len(hidden_ND), dtype=precise)
         wanted = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden_ND) if wanted else None
         for start in range(0, len(hidden_ND), _CHUNK):
             here = slice(start, start + _CHUNK)
             targets_n1 = targets_N[here, None]
-            logits_nV = (hidden_ND[here] @ head_VD.T).float()
+            logits_nV = (hidden_ND[here] @ head_VD.T).to(precise)
             top_n1 = logits_nV.logsumexp(1, keepdim=True)
             losses_N[here] = (top_n1 - logits_nV.gather(1, targets_n1)).squeeze(1)
             if grad_ND is not None:

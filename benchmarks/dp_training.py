@@ -1,0 +1,153 @@
+"""What private training costs, beside its peers: stock PEFT and every way Opacus offers.
+
+Each way runs in a process of its own; their steps are taken in turn, one process at a time, so that
+all of them see the same machine in the same minutes. A step is everything a logical batch needs:
+forward, loss, backward, clipping, noise, the optimiser.
+
+Run it on a quiet machine: ``python benchmarks/dp_training.py`` (about half an hour).
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from dp_training_peers import MODES, build, peak_mib, relative_gradient_error, reset_peak
+from dp_training_recipe import recipe_against_hooks
+from rich.console import Console
+from rich.table import Table
+
+from handbill.simulations.results import write_result
+
+TOKENS = 128
+RESULT = Path(__file__).parent / "results" / "dp_training.json"
+
+
+def work(mode: str, pipe: Any) -> None:
+    """A peer's process: answer ("batch", n), ("step",) and ("peak",) until told to stop."""
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    peer = build(mode)
+    rows = torch.zeros(1, TOKENS, dtype=torch.int64)
+    pipe.send("ready")
+    while True:
+        asked, *rest = pipe.recv()
+        if asked == "batch":
+            rows = torch.randint(100, 49000, (rest[0], TOKENS))
+            peer(rows)  # warm up
+            reset_peak()
+            pipe.send(None)
+        elif asked == "step":
+            started = time.perf_counter()
+            peer(rows)
+            pipe.send(time.perf_counter() - started)
+        elif asked == "peak":
+            pipe.send(peak_mib())
+        else:
+            return
+
+
+def compare(batches: list[int], repeats: int) -> dict[int, dict[str, dict[str, Any]]]:
+    """Seconds of every step and peak MiB, by batch size and mode."""
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for mode in MODES:
+        pipes[mode], theirs = context.Pipe()
+        context.Process(target=work, args=(mode, theirs), daemon=True).start()
+        pipes[mode].recv()
+
+    def ask(mode: str, *message: Any) -> Any:
+        pipes[mode].send(message)
+        return pipes[mode].recv()
+
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    for batch in batches:
+        found[batch] = {mode: {"seconds": []} for mode in MODES}
+        for mode in MODES:
+            ask(mode, "batch", batch)
+        for _ in range(repeats):
+            for mode in MODES:
+                found[batch][mode]["seconds"].append(ask(mode, "step"))
+        for mode in MODES:
+            found[batch][mode]["mib"] = ask(mode, "peak")
+            print(batch, mode, found[batch][mode], flush=True)
+    for pipe in pipes.values():
+        pipe.send(("stop",))
+    return found
+
+
+def ratio(one: list[float], other: list[float]) -> tuple[float, float, float]:
+    """Median, least and most of the ratios of steps taken side by side."""
+    ratios = [a / b for a, b in zip(one, other, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def main() -> None:
+    """Measure, print a table, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--data", type=Path, help="xrec_reasons_en, for the recipe's part")
+    parser.add_argument("--results", type=Path, default=RESULT)
+    asked = parser.parse_args()
+    error = relative_gradient_error()
+    print("relative gradient error", error, flush=True)
+    found = compare(asked.batches, asked.repeats)
+    metrics: dict[str, float] = {**{f"max_relative_gradient_error{k}": v for k, v in error.items()}}
+    table = []
+    for batch, modes in found.items():
+        ours = modes["ours"]
+        for mode, facts in modes.items():
+            middle, least, most = ratio(ours["seconds"], facts["seconds"])
+            table.append(
+                {
+                    "batch": batch,
+                    "mode": mode,
+                    "median_s": round(statistics.median(facts["seconds"]), 3),
+                    "tokens_per_s": round(batch * TOKENS / statistics.median(facts["seconds"])),
+                    "peak_mib": round(facts["mib"]),
+                    "ours_to_it": round(middle, 3),
+                    "ours_to_it_least": round(least, 3),
+                    "ours_to_it_most": round(most, 3),
+                    "ours_to_it_memory": round(ours["mib"] / facts["mib"], 3),
+                }
+            )
+        last = {row["mode"]: row for row in table if row["batch"] == batch}
+        some = {
+            "time_vs_stock": last["stock"]["ours_to_it"],
+            "time_vs_equal_loss_code": last["equal loss"]["ours_to_it"],
+            "memory_vs_stock": last["stock"]["ours_to_it_memory"],
+            "memory_vs_equal_loss_code": last["equal loss"]["ours_to_it_memory"],
+            "speedup_vs_ghost": 1 / last["ghost"]["ours_to_it"],
+            "speedup_vs_hooks": 1 / last["hooks"]["ours_to_it"],
+        }
+        metrics |= {f"{name}.b{batch}": round(value, 4) for name, value in some.items()}
+        # The plain names: the largest batch, where overheads weigh least and memory most.
+        metrics |= {name: round(value, 4) for name, value in some.items()}
+    if asked.data:
+        recipe, rows = recipe_against_hooks(asked.data)
+        metrics |= recipe
+        table += rows
+    shown = Table(*["batch", "mode", "median_s", "tokens_per_s", "peak_mib", "ours_to_it"])
+    for row in table:
+        shown.add_row(*[str(row.get(column.header, "")) for column in shown.columns])
+    Console().print(shown)
+    where = "--data PATH/xrec_reasons_en" if asked.data else ""
+    write_result(
+        asked.results,
+        command=f"python benchmarks/dp_training.py {where}".strip(),
+        metrics=metrics,
+        table=table,
+        notes="SmolLM2-135M, LoRA on all linear layers, rank 8, A and B trained, 128 tokens a row, "
+        "a loss on every token; ratios are ours to the peer's (below 1: ours is faster or smaller), "
+        "the median over steps taken in turn, with the least and the most. Plain names are of the "
+        "largest batch. Opacus peers add PyTorch's noise, ours adds cryptographic noise.",
+    )
+
+
+if __name__ == "__main__":
+    main()
