@@ -7,15 +7,17 @@ round from the same weights gets the same tensors.
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from safetensors.numpy import load_file, save_file
 
 from handbill.errors import ProtocolError
-from handbill.federation.messages import Instruction
+from handbill.federation.messages import Instruction, Receipt
 from handbill.generator.adapters import Tensors
 from handbill.generator.artifacts import sync_to_disk
+from handbill.privacy.faults import faultpoint
 
 _KEEP: Final = 4  # updates; a round is retried at once or never
 
@@ -28,21 +30,32 @@ class Journal:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def admit(self, asked: Instruction) -> None:
+    def admit(self, asked: Instruction, digest: str) -> None:
         """Refuse an instruction older than one already followed (a replay).
 
+        The last one may come again, to the byte: whoever was to carry the answer may have died.
+        That costs nothing, since its update comes from :meth:`recall`, or else the ledger refuses
+        to pay for the same attempt twice.
+
+        Args:
+            asked: What came.
+            digest: Of the whole message (``Signed.digest``).
+
         Raises:
-            ProtocolError: A later round of this run, or this attempt of it, was seen before.
+            ProtocolError: A later round of this run was seen before, or another message for this
+                attempt of it.
         """
         path = self._folder / "last.json"
         last: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         place = [asked.stage == "personal", asked.round, asked.attempt]
         seen = last.get(asked.run)
-        if seen is not None and place <= seen:
+        if seen == [*place, digest]:
+            return
+        if seen is not None and place <= seen[: len(place)]:
             raise ProtocolError(
                 f"{asked.stage} round {asked.round}, attempt {asked.attempt} was asked for before"
             )
-        last[asked.run] = place
+        last[asked.run] = [*place, digest]
         _write(path, json.dumps(last).encode())
 
     def recall(self, asked: Instruction) -> Tensors | None:
@@ -56,6 +69,7 @@ class Journal:
         temporary = path.with_suffix(".new")
         save_file(update, temporary)
         sync_to_disk(temporary)
+        faultpoint("journal.keep.before_rename")
         temporary.rename(path)
         sync_to_disk(self._folder)
         kept = sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
@@ -71,6 +85,16 @@ class Journal:
         path = self._folder / "ledger-head"
         return path.read_text() if path.is_file() else ""
 
+    def keep_receipt(self, receipt: Receipt) -> None:
+        """Remember what the server last committed of this ledger."""
+        if receipt != self.receipt():
+            _write(self._folder / "receipt.json", json.dumps(asdict(receipt)).encode())
+
+    def receipt(self) -> Receipt | None:
+        """What the server last committed of this ledger, None before the first round."""
+        path = self._folder / "receipt.json"
+        return Receipt(**json.loads(path.read_text())) if path.is_file() else None
+
     def _path(self, asked: Instruction) -> Path:
         slot = f"{asked.run}\0{asked.round}\0{asked.stage}\0{asked.parent}"
         return self._folder / f"{hashlib.sha256(slot.encode()).hexdigest()[:32]}.safetensors"
@@ -81,3 +105,4 @@ def _write(path: Path, data: bytes) -> None:
     temporary.write_bytes(data)
     sync_to_disk(temporary)
     temporary.rename(path)
+    sync_to_disk(path.parent)

@@ -12,7 +12,7 @@ from handbill.errors import InputError, PolicyError
 from handbill.federation.messages import Instruction
 from handbill.federation.settings_file import load_settings, save_settings
 from handbill.generator.artifacts import check_tenant
-from handbill.privacy.accounting import default_delta
+from handbill.privacy.accounting import LARGEST_DELTA, SMALLEST_DELTA, default_delta
 
 MERCHANT_FILE: Final = "merchant.toml"
 POLICY_FILE: Final = "policy.toml"
@@ -72,6 +72,8 @@ class Policy:
         max_sampling_rate: No step may be expected to use a larger share of the shoppers.
         held_out: Share of the shoppers kept out of training, to measure on.
         personal: Whether the shop's own adapter may be trained and sent.
+        lost_ledger_head: The head of a ledger that is lost for good: that the ledger of now does
+            not hold it stops training no more.
     """
 
     epsilon_limit: float = 8.0
@@ -83,6 +85,7 @@ class Policy:
     max_rows_per_user: int = 16
     held_out: float = 0.1
     personal: bool = True
+    lost_ledger_head: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon_per_run <= self.epsilon_limit < math.inf:
@@ -90,10 +93,16 @@ class Policy:
                 f"{POLICY_FILE}: 0 < epsilon_per_run={self.epsilon_per_run} <= "
                 f"epsilon_limit={self.epsilon_limit} must hold"
             )
-        if not 0 < self.delta < 1:
-            raise InputError(f"{POLICY_FILE}: delta={self.delta} not in (0, 1)")
+        if not SMALLEST_DELTA <= self.delta <= LARGEST_DELTA:
+            raise InputError(
+                f"{POLICY_FILE}: delta={self.delta} not in [{SMALLEST_DELTA}, {LARGEST_DELTA}]"
+            )
         if self.users < 1:
             raise InputError(f"{POLICY_FILE}: users={self.users} must be at least 1")
+        if not 0 < self.max_sampling_rate <= 1:
+            raise InputError(
+                f"{POLICY_FILE}: max_sampling_rate={self.max_sampling_rate} not in (0, 1]"
+            )
         if not 0 < self.held_out < 1:
             raise InputError(f"{POLICY_FILE}: held_out={self.held_out} not in (0, 1)")
 
@@ -109,7 +118,7 @@ class Policy:
     @classmethod
     def for_users(cls, users: int, **given: Any) -> Self:
         """The default policy of a shop with so many shoppers, held-out ones among them."""
-        policy = cls(users=1, delta=0.5, **given)
+        policy = cls(users=1, delta=LARGEST_DELTA, **given)
         trained = max(1, int(users * (1 - policy.held_out)))
         step = 10 ** max(0, len(str(trained)) - 2)  # two digits are enough to be known
         public = trained // step * step

@@ -6,6 +6,7 @@ the ledger paid for, or a refusal that says nothing about any shopper.
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from handbill.clients.budget import Budget
 from handbill.clients.journal import Journal
 from handbill.clients.markets import find_shops
 from handbill.clients.merchant import (
-    LEDGER_FILE,
+    POLICY_FILE,
     PROGRESS_FILE,
     SERVER_KEY,
     SIGNING_KEY,
@@ -27,18 +29,15 @@ from handbill.clients.merchant import (
     Policy,
 )
 from handbill.clients.shop import ShopData, load_shop, split_users
-from handbill.errors import InputError, ProtocolError
+from handbill.errors import InputError, NonFiniteUpdateError, PolicyError, ProtocolError
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
 from handbill.generator.adapters import AdapterSpec, Tensors
 from handbill.generator.artifacts import load_or_create_key, load_public_key
 from handbill.generator.base_models import resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.generator.prompts import EncodedExample, Example, encode_example
-from handbill.privacy.accounting import calibrate_noise
-from handbill.privacy.events import PrivateSteps
-from handbill.privacy.ledger import Ledger
+from handbill.privacy.faults import faultpoint
 from handbill.privacy.noise import Noise, SecureNoise
-from handbill.privacy.statement import dp_statement
 from handbill.privacy.training import StepPlan, take_private_steps
 
 log = logging.getLogger(__name__)
@@ -85,6 +84,7 @@ class Trainer:
         self._key = load_or_create_key(home / SIGNING_KEY)
         self._server_key = load_public_key(home / SERVER_KEY)
         self._journal = Journal(home / "journal")
+        self._budget = Budget(home, self.policy, self._journal)
         self._noise = SecureNoise() if noise is None else noise
         self._base = resolve_base(self.merchant.base)
         self._model = model
@@ -95,25 +95,36 @@ class Trainer:
         """Answer one instruction of the server with one signed report.
 
         Raises:
-            ProtocolError: Not signed by the server, not for this merchant, or a replay.
+            ProtocolError: Not signed by the server, not for this merchant, a replay, or weights
+                that cannot be trained from.
+            LedgerError: The server holds a receipt that this ledger does not know.
             PolicyError: The merchant's policy does not allow it.
             BudgetExhaustedError: It would pass the privacy limit; nothing was spent.
         """
-        asked, weights = open_signed(Signed.from_bytes(message), self._server_key, Instruction)
+        signed = Signed.from_bytes(message)
+        asked, weights = open_signed(signed, self._server_key, Instruction)
         if asked.merchant != self.merchant.id:
             raise ProtocolError("instruction is for another merchant")
+        if asked.receipt is not None:
+            self._budget.check(asked.receipt)
         if asked.stage == "ping":
             return self._report(asked, {}, {})
         rate = self.policy.check(asked, base_digest=self._base.digest)
-        self._journal.admit(asked)
-        model = self.model_for(asked.spec)
-        model.load(weights)
-        self._note_held_out_loss(asked, model)
+        if not all(v.dtype == np.float32 and np.isfinite(v).all() for v in weights.values()):
+            raise NonFiniteUpdateError(
+                "the weights that came are not finite numbers; nothing spent"
+            )
+        self._journal.admit(asked, signed.digest)
         update = self._journal.recall(asked)
         if update is None:
-            update = self._train(asked, model, weights, rate)
+            update = self._train(asked, weights, rate)
+            faultpoint("trainer.after_training")
             self._journal.keep(asked, update)
-        return self._report(asked, update, self._statement(asked))
+            faultpoint("trainer.kept")
+        privacy = self._budget.statement(asked.recipe, rng=self._noise.description)
+        report = self._report(asked, update, {"merchant": self.merchant.id, **privacy})
+        faultpoint("trainer.before_send")
+        return report
 
     def model_for(self, spec: AdapterSpec) -> LoraModel:
         """The model with the adapter that is trained, loaded once."""
@@ -135,33 +146,16 @@ class Trainer:
                 )
         return [self._encoded[row] for row in rows]
 
-    def _train(
-        self, asked: Instruction, model: LoraModel, weights: Tensors, rate: float
-    ) -> Tensors:
+    def _train(self, asked: Instruction, weights: Tensors, rate: float) -> Tensors:
         """Reserve budget, then train; returns local minus global weights."""
         recipe, personal = asked.recipe, asked.stage == "personal"
-        noise_multiplier = calibrate_noise(
-            epsilon=self.policy.epsilon_per_run,
-            delta=self.policy.delta,
-            sampling_rate=rate,
-            steps=recipe.private_steps,
-        )
-        event = PrivateSteps(
-            noise_multiplier=noise_multiplier,
-            sampling_rate=rate,
-            steps=recipe.personal_steps if personal else recipe.local_steps,
-        )
-        users = [self.encode(rows, recipe) for rows in self.users.train]
-        with self._ledger() as ledger:
-            # Reserve first: a crash may waste budget, never overspend.
-            paid = ledger.reserve(
-                event,
-                run=asked.run,
-                round=asked.round,
-                stage=asked.stage,
-                attempt=str(asked.attempt),
-            )
-        self._journal.keep_head(paid.head)
+        model = self.model_for(asked.spec)
+        model.load(weights)
+        self._note_held_out_loss(asked, model)
+        users = self._usable(recipe)
+        faultpoint("trainer.before_reserve")
+        # Reserve first: a crash may waste budget, never overspend.
+        event = self._budget.reserve(asked, rate)
         started = time.monotonic()
         plan = StepPlan(
             event=event,
@@ -185,9 +179,23 @@ class Trainer:
         self._keep_adapters(asked, weights, trained if personal else None)
         return {n: (trained[n] - weights[n]).astype(np.float32) for n in trained}
 
+    def _usable(self, recipe: Recipe) -> list[list[EncodedExample]]:
+        """Shoppers to train on: their rows as token ids, those without a token of copy left out.
+
+        Raises:
+            PolicyError: Too few are left. How many is private: the server reads this error.
+        """
+        encoded = (self.encode(rows, recipe) for rows in self.users.train)
+        users = [[row for row in rows if len(row) > row.n_prompt + 1] for rows in encoded]
+        users = [rows for rows in users if rows]
+        if len(users) < self.policy.min_users:
+            raise PolicyError(
+                f"fewer shoppers have copy to train on than min_users={self.policy.min_users} of "
+                f"{POLICY_FILE}; nothing was spent. See `handbill data check`"
+            )
+        return users
+
     def _report(self, asked: Instruction, update: Tensors, privacy: dict[str, object]) -> bytes:
-        with self._ledger() as ledger:
-            head = ledger.head()
         report = Report(
             merchant=self.merchant.id,
             run=asked.run,
@@ -195,41 +203,27 @@ class Trainer:
             attempt=asked.attempt,
             stage=asked.stage,
             parent=asked.parent,
-            ledger_head=head,
+            ledger_head=self._budget.head(),
             privacy=dict(privacy),
         )
         return sign(report, update, self._key).to_bytes()
 
-    def _statement(self, asked: Instruction) -> dict[str, object]:
-        with self._ledger() as ledger:
-            rows = ledger.verify()
-            rounds = len({row.slot[:3] for row in rows if row.kind == "reserve"})
-            statement = dp_statement(
-                ledger.events(),
-                delta=self.policy.delta,
-                rounds=rounds,
-                clipping_norm=asked.recipe.clipping_norm,
-                rng=self._noise.description,
-            )
-        return {"merchant": self.merchant.id, **statement.to_dict()}
-
-    def _ledger(self) -> Ledger:
-        return Ledger(
-            self.home / LEDGER_FILE,
-            epsilon_limit=self.policy.epsilon_limit,
-            delta=self.policy.delta,
-            known_head=self._journal.head(),
-        )
-
     def _note_held_out_loss(self, asked: Instruction, model: LoraModel) -> None:
-        """Measure the weights that came on shoppers held out; the number stays here."""
+        """Measure the weights that came on shoppers held out; the number stays here.
+
+        Raises:
+            NonFiniteUpdateError: With these weights every gradient would be dropped.
+        """
         rows = self.encode(self.users.held_out[:CURVE_ROWS], asked.recipe)
+        loss = model.held_out_loss(rows, batch=asked.recipe.batch_rows)
+        if not math.isfinite(loss):
+            raise NonFiniteUpdateError("the weights that came give no finite loss; nothing spent")
         self._note(
             {
                 "event": "received",
                 "stage": asked.stage,
                 "round": asked.round,
-                "held_out_loss": model.held_out_loss(rows, batch=asked.recipe.batch_rows),
+                "held_out_loss": loss,
             }
         )
 

@@ -26,6 +26,7 @@ from handbill.generator.adapters import AdapterSpec, Tensors
 from handbill.generator.artifacts import canonical_json
 
 Stage = Literal["global", "personal", "ping"]
+PaidStage = Literal["global", "personal"]
 
 MESSAGE_LABEL: Final = b"handbill/v1/message\0"
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
@@ -73,6 +74,11 @@ class Recipe:
                 raise InputError(f"recipe: {name}={getattr(self, name)} must be at least 1")
         if self.personal_steps < 0:
             raise InputError(f"recipe: personal_steps={self.personal_steps} is negative")
+        if self.max_copy_tokens < 2:
+            raise InputError(
+                f"recipe: max_copy_tokens={self.max_copy_tokens} must be at least 2: one token of "
+                f"copy and its end"
+            )
         for name in ("clipping_norm", "learning_rate", "personal_learning_rate"):
             if not 0 < getattr(self, name) < 1e3:
                 raise InputError(f"recipe: {name}={getattr(self, name)} not in (0, 1000)")
@@ -82,10 +88,43 @@ class Recipe:
         """Noisy steps in the whole run, which the merchant's noise is calibrated for."""
         return self.rounds * self.local_steps + self.personal_steps
 
+    def steps_in(self, stage: PaidStage) -> int:
+        """Noisy steps of one round of a stage."""
+        return self.personal_steps if stage == "personal" else self.local_steps
+
+    def steps_left(self, stage: PaidStage, number: int) -> int:
+        """Noisy steps from a round on to the planned end of the run, that round's included."""
+        if stage == "personal":
+            return self.personal_steps
+        return max(1, self.rounds + 1 - number) * self.local_steps + self.personal_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What the server committed last of a merchant: the head its ledger had after which round."""
+
+    run: str
+    round: int
+    stage: PaidStage
+    head: str
+
+    def __post_init__(self) -> None:
+        if type(self.run) is not str or type(self.round) is not int:
+            raise ProtocolError("receipt: run or round is not of its type")
+        if self.stage not in get_args(PaidStage):
+            raise ProtocolError("receipt: unknown stage")
+        if not _is_hash(self.head):
+            raise ProtocolError("receipt: head is not a SHA-256 in hex")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instruction:
-    """Server to merchant: take part in this round, from these weights."""
+    """Server to merchant: take part in this round, from these weights.
+
+    Attributes:
+        receipt: The merchant's last ledger head that the server committed, None before the first:
+            a merchant whose ledger does not hold it has gone back to an older copy.
+    """
 
     merchant: str
     run: str
@@ -96,6 +135,7 @@ class Instruction:
     base_digest: str
     spec: AdapterSpec
     recipe: Recipe
+    receipt: Receipt | None = None
 
     def __post_init__(self) -> None:
         if self.stage not in get_args(Stage):
@@ -124,7 +164,7 @@ class Report:
     privacy: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[0-9a-f]{64}", self.ledger_head):
+        if not _is_hash(self.ledger_head):
             raise ProtocolError("report: ledger_head is not a SHA-256 in hex")
         if self.stage != "ping" or self.privacy:
             _check_statement(self.privacy, self.merchant)
@@ -137,6 +177,11 @@ class Signed:
     header: bytes
     signature: bytes
     payload: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the header, which holds the digest of the tensors: equal for equal messages."""
+        return hashlib.sha256(self.header).hexdigest()
 
     def to_bytes(self) -> bytes:
         """The wire format."""
@@ -204,6 +249,10 @@ def _check_statement(privacy: dict[str, Any], merchant: str) -> None:
     canonical_json(privacy)  # NaN or infinity anywhere in it is a ValueError
 
 
+def _is_hash(value: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
 def _header(signed: Signed) -> dict[str, Any]:
     try:
         header = json.loads(signed.header)
@@ -221,9 +270,11 @@ def _body(signed: Signed, kind: type[M]) -> M:
     try:
         fields: Mapping[str, Any] = header["body"]
         if kind is Instruction:
+            receipt = fields.get("receipt")
             return kind(
                 **{
                     **fields,
+                    "receipt": Receipt(**receipt) if receipt is not None else None,
                     "spec": AdapterSpec.from_dict(fields["spec"]),
                     "recipe": Recipe(**fields["recipe"]),
                 }

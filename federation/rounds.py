@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from handbill.errors import HandbillError, InputError, ProtocolError, RoundError
 from handbill.federation.messages import (
     Instruction,
+    Receipt,
     Recipe,
     Report,
     Signed,
@@ -36,6 +37,7 @@ class RoundPlan:
 
     Attributes:
         cohort: Each merchant that is asked, with the key its report must be signed by.
+        receipts: The last committed ledger head of each merchant that has one.
         min_reports: Below so many good reports the round is not committed.
         deadline_s: Reports that come later do not count.
     """
@@ -50,6 +52,7 @@ class RoundPlan:
     recipe: Recipe
     cohort: Mapping[str, Ed25519PublicKey]
     min_reports: int
+    receipts: Mapping[str, Receipt] = field(default_factory=dict)
     deadline_s: float = 600.0
 
     def __post_init__(self) -> None:
@@ -171,4 +174,5 @@ def _instruction(plan: RoundPlan, merchant: str) -> Instruction:
         base_digest=plan.base_digest,
         spec=plan.spec,
         recipe=plan.recipe,
+        receipt=plan.receipts.get(merchant),
     )

@@ -7,60 +7,25 @@ SQLite file on the merchant's own disk and belongs to no server.
 Rows are chained by hash; ``docs/privacy.md`` says what that finds and what it cannot.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Final, Self
 
 from handbill.errors import BudgetExhaustedError, InputError, LedgerError
 from handbill.privacy import accounting
 from handbill.privacy.events import PrivateSteps, canonical_json
 from handbill.privacy.faults import faultpoint
-from handbill.privacy.ledger_file import ROW_COLUMNS, LedgerFile
-from handbill.privacy.statement import LedgerStatement
+from handbill.privacy.ledger_file import LedgerFile
+from handbill.privacy.ledger_rows import Row, Slot, check_chain, events_of, seal
+from handbill.privacy.statement import LedgerStatement, spending
 
 log = logging.getLogger(__name__)
 
 FORMAT: Final = 1
-GENESIS: Final = "0" * 64
-Kind = Literal["reserve", "note"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One line of the ledger; ``hash`` covers all other fields, and so all rows before.
-
-    ``event`` is the canonical JSON of a :class:`PrivateSteps` (reserve) or of facts (note).
-    """
-
-    seq: int
-    prev_hash: str
-    time: str
-    kind: Kind
-    run: str
-    round: int
-    stage: str
-    attempt: str
-    event: str
-    hash: str = ""
-
-    def digest(self) -> str:
-        """Return the SHA-256 that ``hash`` must hold."""
-        return hashlib.sha256(canonical_json(list(self.values()[:-1])).encode()).hexdigest()
-
-    def values(self) -> tuple[Any, ...]:
-        """Return the fields in the order of the file's columns, ``hash`` last."""
-        return tuple(getattr(self, name) for name in ROW_COLUMNS)
-
-    @property
-    def slot(self) -> tuple[str, int, str, str]:
-        """What may be reserved only once."""
-        return self.run, self.round, self.stage, self.attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +83,7 @@ class Ledger:
         )
         if known_head and not path.exists():
             raise LedgerError(f"{path}: the ledger is gone though it has released something")
-        first = _seal((), "note", ("", 0, "opened", ""), facts)
+        first = seal((), "note", ("", 0, "opened", ""), facts)
         self._file = LedgerFile(path, read_only=read_only, first_row=first.values())
         try:
             self._check_opening(facts, known_head)
@@ -134,14 +99,18 @@ class Ledger:
         round: int,  # noqa: A002  # the word of the domain
         stage: str,
         attempt: str = "1",
+        planned: PrivateSteps | None = None,
     ) -> Reservation:
         """Spend ``event`` for good, or refuse; durable before this returns.
 
         The whole chain is verified first. The cost is the joint epsilon of every reservation
-        ever made, this one included.
+        ever made, this one included. A run is begun only if all of it fits, so that no run stops
+        half-way for want of budget; an attempt that has to be repeated pays twice, and then its
+        last steps may not fit.
 
         Args:
             event: The private steps about to be taken.
+            planned: All steps of the run from here on, ``event`` among them.
             run: Which training run.
             round: Which round of it.
             stage: Which stage, such as ``private`` or ``tenant``.
@@ -161,11 +130,9 @@ class Ledger:
                     f"run {run}, round {round}, stage {stage}, attempt {attempt} is reserved "
                     f"already; a new noise draw needs a new attempt and pays again"
                 )
-            after = accounting.epsilon([*_events(rows), event], delta=self.delta)
-            if after > self.epsilon_limit:
-                raise BudgetExhaustedError(after=after, limit=self.epsilon_limit, delta=self.delta)
+            after = self._cost(rows, event, slot, planned)
             faultpoint("ledger.reserve.before_insert")
-            row = _seal(rows, "reserve", slot, event.to_json())
+            row = seal(rows, "reserve", slot, event.to_json())
             self._file.insert(row.values())
             faultpoint("ledger.reserve.before_commit")
         faultpoint("ledger.reserve.after_commit")
@@ -174,7 +141,7 @@ class Ledger:
 
     def events(self) -> tuple[PrivateSteps, ...]:
         """Return every event ever reserved, in order, after verifying the chain."""
-        return _events(self.verify())
+        return events_of(self.verify())
 
     def spent(self) -> float:
         """Return epsilon of everything ever reserved, jointly composed; 0.0 for nothing."""
@@ -187,6 +154,10 @@ class Ledger:
     def head(self) -> str:
         """Return the hash of the last row: whoever keeps it can detect an older ledger."""
         return self.verify()[-1].hash
+
+    def find(self, head: str) -> Row | None:
+        """Return the row with a hash that was given out, or None if it is not in the chain."""
+        return next((row for row in self.verify() if row.hash == head), None)
 
     def verify(self, *, known_head: str = "") -> tuple[Row, ...]:
         """Read all rows and check the chain from the first to the last.
@@ -207,7 +178,8 @@ class Ledger:
         """Sum the ledger up for people and for machines."""
         rows = self.verify()
         reserved = [row for row in rows if row.kind == "reserve"]
-        events = _events(rows)
+        events = events_of(rows)
+        paid = zip(reserved, events, strict=True)
         return LedgerStatement(
             epsilon_spent=accounting.epsilon(events, delta=self.delta),
             epsilon_limit=self.epsilon_limit,
@@ -219,6 +191,7 @@ class Ledger:
             last=reserved[-1].time if reserved else "",
             head=rows[-1].hash,
             events=events,
+            spending=spending((row.run, row.stage, row.round, event) for row, event in paid),
         )
 
     def close(self) -> None:
@@ -236,6 +209,30 @@ class Ledger:
     ) -> None:
         self.close()
 
+    def _cost(
+        self,
+        rows: Sequence[Row],
+        event: PrivateSteps,
+        slot: Slot,
+        planned: PrivateSteps | None,
+    ) -> float:
+        """Return epsilon with ``event``; refuse what does not fit, or a run that would not."""
+        mine = [row.slot[:3] for row in rows if row.kind == "reserve" and row.run == slot[0]]
+        whole = None if mine else planned
+        before = events_of(rows)
+        after = accounting.epsilon([*before, whole or event], delta=self.delta)
+        if after > self.epsilon_limit:
+            paid = [*mine, slot[:3]]
+            raise BudgetExhaustedError(
+                after=after,
+                limit=self.epsilon_limit,
+                delta=self.delta,
+                spent=accounting.epsilon(before, delta=self.delta),
+                run_steps=whole.steps if whole else 0,
+                repeated=len(paid) - len(set(paid)),
+            )
+        return accounting.epsilon([*before, event], delta=self.delta)
+
     def _check_opening(self, facts: str, known_head: str) -> None:
         """Check that an existing ledger is the right one, and note a changed limit."""
         with self._file.transaction():
@@ -250,45 +247,11 @@ class Ledger:
                     f"{self.delta:.3e}; delta is fixed for its lifetime, set it in policy.toml"
                 )
             if notes[-1]["epsilon_limit"] != self.epsilon_limit and not self._read_only:
-                row = _seal(rows, "note", ("", 0, "limit", ""), facts)
+                row = seal(rows, "note", ("", 0, "limit", ""), facts)
                 self._file.insert(row.values())
 
     def _verified(self) -> tuple[Row, ...]:
-        stored, counted, head = self._file.read()
-        rows: list[Row] = []
-        previous = GENESIS
-        for number, values in enumerate(stored, start=1):
-            row = Row(**dict(zip(ROW_COLUMNS, values, strict=True)))
-            if row.seq != number or row.prev_hash != previous or not _is_sound(row):
-                raise LedgerError(
-                    f"{self.path}: row {number} was edited, moved, added or follows a missing "
-                    f"row; training stops. Restore the newest good copy of the ledger"
-                )
-            previous = row.hash
-            rows.append(row)
-        if not rows or counted != len(rows) or head != previous:
-            raise LedgerError(
-                f"{self.path}: ends at row {len(rows)} where row {counted} is recorded as the "
-                f"last; rows are missing or the head was edited. Restore the newest good copy"
-            )
-        return tuple(rows)
-
-
-def _seal(rows: Sequence[Row], kind: Kind, slot: tuple[str, int, str, str], event: str) -> Row:
-    """Build the row that follows ``rows``, hash included."""
-    run, number, stage, attempt = slot
-    row = Row(
-        seq=len(rows) + 1,
-        prev_hash=rows[-1].hash if rows else GENESIS,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-        kind=kind,
-        run=run,
-        round=number,
-        stage=stage,
-        attempt=attempt,
-        event=event,
-    )
-    return replace(row, hash=row.digest())
+        return check_chain(self.path, *self._file.read())
 
 
 def _check_head(path: Path, rows: Sequence[Row], known_head: str) -> None:
@@ -297,15 +260,3 @@ def _check_head(path: Path, rows: Sequence[Row], known_head: str) -> None:
             f"{path}: the head {known_head[:16]} given out earlier is missing; this is an older "
             f"or another ledger. Bring back the newest copy before training"
         )
-
-
-def _is_sound(row: Row) -> bool:
-    """Say whether the hash fits; values of a strange type cannot even be hashed."""
-    try:
-        return row.hash == row.digest()
-    except (TypeError, ValueError):
-        return False
-
-
-def _events(rows: Sequence[Row]) -> tuple[PrivateSteps, ...]:
-    return tuple(PrivateSteps.from_json(row.event) for row in rows if row.kind == "reserve")

@@ -88,6 +88,22 @@ class DPStatement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """What one stage of one run reserved with one mechanism.
+
+    ``repeated`` of its reservations paid for a round a second time.
+    """
+
+    run: str
+    stage: str
+    rounds: int
+    repeated: int
+    steps: int
+    noise_multiplier: float
+    sampling_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerStatement:
     """The state of a ledger. Times are UTC, ISO 8601, empty while nothing was reserved."""
 
@@ -101,6 +117,7 @@ class LedgerStatement:
     last: str
     head: str
     events: tuple[PrivateSteps, ...]
+    spending: tuple[Spending, ...] = ()
 
     @property
     def epsilon_remaining(self) -> float:
@@ -122,10 +139,31 @@ class LedgerStatement:
             )
         return (
             f"Spent epsilon {self.epsilon_spent:.2f} of {self.epsilon_limit:.2f} at delta "
-            f"{self.delta:.1e}: {self.reservations} reservations of {self.steps} private steps "
-            f"in {self.runs} runs, from {self.first} to {self.last}. Every row is intact; the "
-            f"last one is {self.head[:16]}. Reserved counts as spent, for good."
+            f"{self.delta:.1e}, {self.epsilon_remaining:.2f} left: {self.reservations} "
+            f"reservations of {self.steps} private steps in {self.runs} runs, from {self.first} "
+            f"to {self.last}. Every row is intact; the last one is {self.head[:16]}. Reserved "
+            f"counts as spent, for good."
         )
+
+
+def spending(paid: Iterable[tuple[str, str, int, PrivateSteps]]) -> tuple[Spending, ...]:
+    """Sum up reservations, each (run, stage, round, event), in the order they began."""
+    groups: dict[tuple[str, str, float, float], list[tuple[int, int]]] = {}
+    for run, stage, number, event in paid:
+        key = (run, stage, event.noise_multiplier, event.sampling_rate)
+        groups.setdefault(key, []).append((number, event.steps))
+    return tuple(
+        Spending(
+            run=run,
+            stage=stage,
+            rounds=len({number for number, _ in some}),
+            repeated=len(some) - len({number for number, _ in some}),
+            steps=sum(steps for _, steps in some),
+            noise_multiplier=sigma,
+            sampling_rate=rate,
+        )
+        for (run, stage, sigma, rate), some in groups.items()
+    )
 
 
 def dp_statement(

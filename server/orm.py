@@ -105,6 +105,19 @@ class RoundRow(Base):
     )
 
 
+class ReceiptRow(Base):
+    """The ledger head of a merchant in the last committed round it took part in."""
+
+    __tablename__ = "receipt"
+    merchant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"))
+    round: Mapped[int]
+    stage: Mapped[str] = mapped_column(String(16))
+    head: Mapped[str] = mapped_column(String(64))
+
+    __table_args__ = (CheckConstraint("stage IN ('global', 'personal')", name="stage"),)
+
+
 class ArtifactRow(Base):
     """One sealed adapter."""
 

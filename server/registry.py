@@ -20,6 +20,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.errors import ArtifactError, MissingError, RoundError
+from handbill.federation.messages import Receipt
 from handbill.generator import artifacts
 from handbill.generator.artifacts import (
     ArtifactStore,
@@ -30,6 +31,7 @@ from handbill.generator.artifacts import (
     sha256_digest,
     utc_now,
 )
+from handbill.privacy.faults import faultpoint
 from handbill.server.outbox import Outbox
 from handbill.server.records import (
     Artifact,
@@ -146,7 +148,8 @@ class Registry:
                 adapters were registered one by one.
             parent: Digest of the artifact the round started from, "" for the base model.
             survivors: Merchants whose updates are in the aggregate.
-            ledger_heads: Hash of each survivor's privacy ledger after its training.
+            ledger_heads: Hash of each survivor's privacy ledger after its training; each
+                merchant gets it back as a receipt with the next instruction.
             metrics: Finite numbers.
             bytes_down: To all merchants together.
             bytes_up: From all merchants together.
@@ -182,7 +185,9 @@ class Registry:
             uow.rounds.close(committed)
             if folder is not None and manifest is not None:
                 self._add_artifact(uow, folder, manifest)
+            faultpoint("server.commit.before")
             self._commit(uow, actor, "round.commit", attempt.name, committed.facts())
+        faultpoint("server.commit.after")
         log.info("round_committed", extra={"round": attempt.name, "digest": committed.aggregate})
         return committed
 
@@ -190,6 +195,11 @@ class Registry:
         """Return where a run goes on: its committed round with the highest number."""
         with self.database.begin() as uow:
             return uow.rounds.last_committed(run, stage)
+
+    def receipts(self) -> dict[str, Receipt]:
+        """Return, by merchant, the last ledger head that a committed round holds of it."""
+        with self.database.begin() as uow:
+            return uow.rounds.receipts()
 
     # -- artifacts ---------------------------------------------------------------------------
 

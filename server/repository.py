@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from handbill.errors import MissingError, RoundError
+from handbill.federation.messages import Receipt
 from handbill.generator.artifacts import utc_now
 from handbill.server import orm
 from handbill.server.audit import AuditEntry, AuditHead, next_entry
@@ -29,7 +30,7 @@ from handbill.server.records import (
     Stage,
 )
 
-Record = TypeVar("Record", Merchant, Run, Round, Artifact, Publication, AuditEntry)
+Record = TypeVar("Record", Merchant, Run, Round, Receipt, Artifact, Publication, AuditEntry)
 
 
 def _record(cls: Callable[..., Record], row: orm.Base) -> Record:
@@ -113,6 +114,8 @@ class RoundRepository:
     def close(self, attempt: Round) -> None:
         """Write an open attempt as ``attempt`` now says, committed or abandoned, once.
 
+        A committed one's ledger heads become the merchants' receipts.
+
         Raises:
             RoundError: the attempt is not open any more (another coordinator took over), or
                 the round has a committed attempt.
@@ -136,6 +139,17 @@ class RoundRepository:
                 f"{attempt.name} attempt {attempt.attempt} is not open; it was closed or taken "
                 "over by another coordinator, the last committed round stands"
             )
+        if attempt.status == "committed":
+            for merchant, head in attempt.ledger_heads.items():
+                receipt = Receipt(
+                    run=attempt.run, round=attempt.number, stage=attempt.stage, head=head
+                )
+                self._session.merge(orm.ReceiptRow(merchant=merchant, **asdict(receipt)))
+
+    def receipts(self) -> dict[str, Receipt]:
+        """Return each merchant's ledger head in the last committed round it took part in."""
+        query = select(orm.ReceiptRow).order_by(orm.ReceiptRow.merchant)
+        return {row.merchant: _record(Receipt, row) for row in self._session.scalars(query)}
 
     def all(self, run: str = "") -> list[Round]:
         """Return every attempt, of one run if named, in the order they were opened."""

@@ -178,6 +178,7 @@ class Training:
             spec=self.spec,
             recipe=self._settings.recipe,
             cohort=cohort,
+            receipts=self._registry.receipts(),
             min_reports=self._settings.min_reports,
             deadline_s=self._settings.deadline_s,
         )

@@ -59,11 +59,34 @@ class BudgetExhaustedError(HandbillError):
 
     status_code = 409
 
-    def __init__(self, *, after: float, limit: float, delta: float) -> None:
+    def __init__(
+        self,
+        *,
+        after: float,
+        limit: float,
+        delta: float,
+        spent: float = 0.0,
+        run_steps: int = 0,
+        repeated: int = 0,
+    ) -> None:
+        """Say what was refused.
+
+        Args:
+            after: Epsilon with what was asked for.
+            limit: Of the policy.
+            delta: What both are stated at.
+            spent: Epsilon of what was done before.
+            run_steps: Private steps of the run that was refused as a whole; 0 for one training.
+            repeated: Attempts of this run that pay for a round a second time.
+        """
+        what = f"this run of {run_steps} private steps" if run_steps else "this training"
+        why = f" (attempts that were repeated paid twice: {repeated})" if repeated else ""
+        remedy = "Lower epsilon_per_run in policy.toml, or raise" if run_steps else "Raise"
         super().__init__(
-            f"privacy budget: this training would bring epsilon to {after:.3f} at delta {delta:.2e}, "
-            f"over the limit {limit:.3f} of this shop's policy; refused, nothing was spent. "
-            f"Raise epsilon_limit in policy.toml only if your shoppers were promised no less."
+            f"privacy budget: {what} would bring epsilon from {spent:.3f} to {after:.3f} at delta "
+            f"{delta:.2e}, over the limit {limit:.3f} of this shop's policy{why}; refused, nothing "
+            f"was spent. {remedy} epsilon_limit in policy.toml, if your shoppers were promised no "
+            f"less."
         )
         self.after = after
         self.limit = limit

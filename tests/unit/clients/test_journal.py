@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from handbill.clients.journal import Journal
 from handbill.errors import ProtocolError
-from handbill.federation.messages import Instruction, Recipe
+from handbill.federation.messages import Instruction, Receipt, Recipe
 from handbill.generator.adapters import AdapterSpec
 
 UPDATE = {"b": np.arange(4, dtype=np.float32).reshape(2, 2)}
@@ -27,6 +27,10 @@ def asked(round_number=1, attempt=0, *, run="run-1", stage="global", parent=""):
     )
 
 
+def latest_stage(place):
+    return "personal" if place[0] else "global"
+
+
 places = st.tuples(st.sampled_from(["global", "personal"]), st.integers(1, 4), st.integers(0, 3))
 
 
@@ -38,19 +42,28 @@ def test_exactly_what_comes_after_everything_before_is_admitted(tmp_path_factory
         instruction = asked(number, attempt, stage=stage)
         place = (stage == "personal", number, attempt)
         if latest is None or place > latest:
-            Journal(folder).admit(instruction)  # a new one each time: it survives a restart
+            Journal(folder).admit(instruction, str(place))  # a new one each time: on the disk
             latest = place
         else:
             with pytest.raises(ProtocolError, match="asked for before"):
-                Journal(folder).admit(instruction)
+                Journal(folder).admit(instruction, "another message")
+        Journal(folder).admit(asked(latest[1], latest[2], stage=latest_stage(latest)), str(latest))
 
 
 def test_runs_do_not_stand_in_each_others_way(tmp_path):
     journal = Journal(tmp_path)
-    journal.admit(asked(5, run="run-1"))
-    journal.admit(asked(1, run="run-2"))
+    journal.admit(asked(5, run="run-1"), "a")
+    journal.admit(asked(1, run="run-2"), "b")
     with pytest.raises(ProtocolError):
-        journal.admit(asked(5, run="run-1"))
+        journal.admit(asked(4, run="run-1"), "c")
+    journal.admit(asked(5, run="run-1"), "a")
+
+
+def test_what_an_older_version_wrote_down_still_stops_a_replay(tmp_path):
+    (tmp_path / "last.json").write_text('{"run-1": [false, 1, 0]}')
+    with pytest.raises(ProtocolError, match="asked for before"):
+        Journal(tmp_path).admit(asked(1), "a")
+    Journal(tmp_path).admit(asked(2), "b")
 
 
 def test_an_update_comes_back_exactly_and_only_for_its_own_round(tmp_path):
@@ -85,6 +98,14 @@ def test_the_ledgers_head_is_remembered(tmp_path):
     Journal(tmp_path).keep_head("ab" * 32)
     Journal(tmp_path).keep_head("cd" * 32)
     assert Journal(tmp_path).head() == "cd" * 32
+
+
+def test_the_servers_last_receipt_is_remembered(tmp_path):
+    assert Journal(tmp_path).receipt() is None
+    for number in (1, 2):
+        receipt = Receipt(run="run-1", round=number, stage="global", head="ab" * 32)
+        Journal(tmp_path).keep_receipt(receipt)
+        assert Journal(tmp_path).receipt() == receipt
 
 
 def test_only_its_owner_may_look_into_a_new_journal(tmp_path):

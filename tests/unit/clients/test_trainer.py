@@ -177,11 +177,24 @@ def test_an_instruction_for_another_merchant_is_refused(shop):
     shop.refuses(ProtocolError, "another merchant", merchant="shop-b")
 
 
-def test_a_replayed_instruction_is_refused(shop):
-    shop.ask()
-    shop.refuses(ProtocolError, "asked for before")
+def test_the_very_same_instruction_again_gets_the_same_answer_and_spends_nothing(shop):
+    reply = shop.trainer.handle(shop.message())
+    rows, draws = shop.rows(), shop.noise.draws
+    assert shop.trainer.handle(shop.message()) == reply
     shop.restart()
-    shop.refuses(ProtocolError, "asked for before")
+    assert shop.trainer.handle(shop.message()) == reply
+    assert (shop.rows(), shop.noise.draws) == (rows, draws)
+
+
+def test_another_instruction_for_a_place_that_was_taken_is_refused(shop):
+    shop.ask()
+    other = Recipe(rounds=3, expected_users=8)
+    shop.refuses(ProtocolError, "asked for before", recipe=other)
+    shop.refuses(ProtocolError, "asked for before", parent="sha256:1")
+    shop.restart()
+    shop.refuses(ProtocolError, "asked for before", recipe=other)
+    shop.ask(round=2)
+    shop.refuses(ProtocolError, "asked for before")  # also the first one, to the byte
 
 
 def test_an_older_round_is_refused_after_a_newer_one(shop):
