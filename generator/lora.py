@@ -103,7 +103,7 @@ class LoraModel:
             ids_BT[row_N, position_N + 1],
         )
         counts_B = torch.bincount(row_N, minlength=len(rows))
-        sums_B = torch.zeros(len(rows), device=self.device).index_add(0, row_N, losses_N)
+        sums_B = losses_N.new_zeros(len(rows)).index_add(0, row_N, losses_N)
         return sums_B / counts_B
 
     @torch.inference_mode()

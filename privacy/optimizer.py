@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
-from torch import Tensor
 
 from handbill.errors import InputError
+from handbill.privacy.clipping import AdaptiveClipping, clip_factors
 from handbill.privacy.noise import Noise, SecureNoise, grid_for, round_to_grid
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
         clipping_norm: The bound C on one user's gradient over all parameters together.
         expected_users: Sampling rate times number of users, fixed before sampling.
         noise: ``SecureNoise()`` unless a test says otherwise.
+        adapt: Let C follow a quantile of the norms, within the same ``noise_multiplier``.
+
+    ``max_grad_norm`` (Opacus' name) is the C of the next step.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
         clipping_norm: float,
         expected_users: float,
         noise: Noise | None = None,
+        adapt: AdaptiveClipping | None = None,
     ) -> None:
         for name, value in (
+            ("clipping_norm", clipping_norm),
             ("noise_multiplier", noise_multiplier),
             ("expected_users", expected_users),
         ):
@@ -63,9 +68,21 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
             expected_batch_size=None,
             loss_reduction="sum",
         )
-        self.grid = grid_for(clipping_norm)
+        self.max_grad_norm: float = clipping_norm
         self.expected_users = expected_users
+        self.adapt = adapt
+        self._centred_count = 0.0
+        self._gradient_noise = (
+            adapt.gradient_noise(noise_multiplier, expected_users=expected_users)
+            if adapt
+            else noise_multiplier
+        )
         self.noise = SecureNoise() if noise is None else noise
+
+    @property
+    def grid(self) -> float:
+        """What the noisy sum is rounded to a multiple of."""
+        return grid_for(self.max_grad_norm)
 
     def no_users(self) -> None:
         """Prepare a step for which no user was sampled: noise alone, and it counts."""
@@ -80,7 +97,10 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
         samples = self.grad_samples  # raises where a parameter was missed
         if len({len(g) for g in samples}) > 1:
             raise InputError("every parameter needs the gradients of the same users")
-        factors = _clip_factors(samples, float(self.max_grad_norm))
+        factors = clip_factors(samples, self.max_grad_norm)
+        if bool((factors == 0).any()):
+            log.warning("nonfinite_user_gradient_dropped")
+        self._centred_count += float((factors == 1).sum()) - len(factors) / 2
         for p, grad_U in zip(self.params, samples, strict=True):
             _check_processed_flag(p.grad_sample)
             grad_U64 = torch.nan_to_num(grad_U.double(), nan=0.0, posinf=0.0, neginf=0.0)
@@ -90,13 +110,24 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
 
     def add_noise(self) -> None:
         """Add noise in float64, round to the grid, and only then leave float64."""
-        stddev = self.noise_multiplier * self.max_grad_norm
+        stddev = self._gradient_noise * self.max_grad_norm
+        grid = self.grid
         for p in self.params:
             _check_processed_flag(p.summed_grad)
             noise = self.noise.gaussian(p.summed_grad, stddev).to(p.summed_grad.device)
-            noisy = round_to_grid(p.summed_grad + noise, self.grid)
+            noisy = round_to_grid(p.summed_grad + noise, grid)
             p.grad = noisy.to(p.dtype).view_as(p)
             _mark_as_processed(p.summed_grad)
+        for group in self.original_optimizer.param_groups:  # for optimisers that account for it
+            group["noise_stddev"] = stddev / self.expected_users
+        if self.adapt:
+            self.max_grad_norm = self.adapt.next_norm(
+                self.max_grad_norm,
+                self._centred_count,
+                expected_users=self.expected_users,
+                noise=self.noise,
+            )
+        self._centred_count = 0.0
 
     def scale_grad(self) -> None:
         """Divide by the expected number of users: the true one would be private."""
@@ -108,18 +139,3 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
         if closure is not None:
             raise InputError("a closure would see gradients without noise; call step() alone")
         return super().step()
-
-
-def _clip_factors(samples: list[Tensor], clipping_norm: float) -> Tensor:
-    """Return min(1, C / norm) per user, shape (U,), float64; 0 for a gradient not finite."""
-    users = len(samples[0])
-    squares = torch.zeros(users, dtype=torch.float64, device=samples[0].device)
-    for grad_U in samples:  # per parameter: no flat copy of all of them
-        flat = grad_U.reshape(users, grad_U[0].numel() if users else 0).double()
-        squares += (flat * flat).sum(dim=1)
-    finite = torch.isfinite(squares)
-    if not bool(finite.all()):
-        log.warning("nonfinite_user_gradient_dropped")
-    # The tiny constant keeps rounding of the quotient on the safe side, and 0 / 0 away.
-    factors = (clipping_norm / (squares.sqrt() * (1 + 1e-12) + 1e-30)).clamp(max=1.0)
-    return torch.where(finite, factors, torch.zeros_like(factors))

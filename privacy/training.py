@@ -14,6 +14,8 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from handbill.privacy.adam import DPAdam
+from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.events import PrivateSteps
 from handbill.privacy.faults import faultpoint
 from handbill.privacy.lora_gradients import LoraGradients
@@ -48,6 +50,8 @@ class StepPlan:
         expected_users: What the noisy sum is divided by; from public figures, because the exact
             number of shoppers is private.
         batch_rows: Rows computed at once.
+        optimizer: Of the noisy gradients; ``dp-adam`` takes the noise out of Adam's second moment.
+        adapt: Let the clipping norm follow a quantile of the shoppers' norms.
     """
 
     event: PrivateSteps
@@ -56,12 +60,13 @@ class StepPlan:
     rows_per_user: int
     batch_rows: int
     learning_rate: float
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "dp-adam"] = "sgd"
+    adapt: AdaptiveClipping | None = None
 
 
 def take_private_steps(
     model: PrivateModel[Row], users: Sequence[Sequence[Row]], plan: StepPlan, *, noise: Noise
-) -> None:
+) -> float:
     """Take ``plan.event.steps`` private steps; the ledger must hold the event already.
 
     Args:
@@ -69,6 +74,9 @@ def take_private_steps(
         users: Every shopper's rows. Which of them are sampled never leaves this call.
         plan: How to step.
         noise: Source of the samples and of the noise.
+
+    Returns:
+        The clipping norm after the last step: the plan's, or where ``adapt`` brought it.
 
     Raises:
         InputError: The model holds something whose gradient per user would not be exact.
@@ -90,6 +98,7 @@ def take_private_steps(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             faultpoint("step.after_noise")
+    return optimizer.max_grad_norm
 
 
 def gradients_of(model: PrivateModel[Row], gradients: LoraGradients, group: Group[Row]) -> None:
@@ -108,7 +117,9 @@ def gradients_of(model: PrivateModel[Row], gradients: LoraGradients, group: Grou
 
 def _optimizer(parameters: list[nn.Parameter], plan: StepPlan, noise: Noise) -> SecureDPOptimizer:
     plain: torch.optim.Optimizer
-    if plan.optimizer == "adam":
+    if plan.optimizer == "dp-adam":
+        plain = DPAdam(parameters, learning_rate=plan.learning_rate)
+    elif plan.optimizer == "adam":
         plain = torch.optim.Adam(parameters, lr=plan.learning_rate, betas=(0.9, 0.99))
     else:
         plain = torch.optim.SGD(parameters, lr=plan.learning_rate)
@@ -118,6 +129,7 @@ def _optimizer(parameters: list[nn.Parameter], plan: StepPlan, noise: Noise) -> 
         clipping_norm=plan.clipping_norm,
         expected_users=plan.expected_users,
         noise=noise,
+        adapt=plan.adapt,
     )
 
 
