@@ -67,23 +67,14 @@ def run(
 
 @client_cli.command()
 def ledger(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
-    """Show how much of the privacy budget is spent, and what is left."""
-    from handbill.clients.merchant import LEDGER_FILE, Policy
-    from handbill.privacy.ledger import Ledger
+    """Show what of the privacy budget is spent on what, and what is left."""
+    from handbill.clients.ledger_view import LedgerView
 
-    folder = _folder(home, shop)
-    policy = Policy.load(folder)
-    with Ledger(
-        folder / LEDGER_FILE,
-        epsilon_limit=policy.epsilon_limit,
-        delta=policy.delta,
-        read_only=True,
-    ) as opened:
-        statement = opened.statement()
+    view = LedgerView.of(_folder(home, shop))
     if as_json:
-        typer.echo(json.dumps({"shop": folder.name, **statement.to_dict()}, indent=2))
+        typer.echo(json.dumps(view.to_dict(), indent=2))
     else:
-        typer.echo(f"{folder.name}: {statement.in_words()}")
+        Console(highlight=False).print(view.shown())
 
 
 @client_cli.command()

@@ -110,13 +110,13 @@ class LedgerStatement:
     epsilon_spent: float
     epsilon_limit: float
     delta: float
-    reservations: int
-    steps: int
-    runs: int
-    first: str
-    last: str
-    head: str
-    events: tuple[PrivateSteps, ...]
+    reservations: int = 0
+    steps: int = 0
+    runs: int = 0
+    first: str = ""
+    last: str = ""
+    head: str = ""
+    events: tuple[PrivateSteps, ...] = ()
     spending: tuple[Spending, ...] = ()
 
     @property
