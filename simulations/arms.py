@@ -10,6 +10,7 @@ which change no number.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from handbill.generator.lora import LoraModel
 from handbill.generator.metrics import distinct_n, rouge_l
 from handbill.generator.prompts import EncodedExample, Example, encode_example, render_prompt
 from handbill.privacy.accounting import calibrate_noise
+from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.events import PrivateSteps
 from handbill.privacy.noise import Noise, SecureNoise
 from handbill.privacy.training import StepPlan, take_private_steps
@@ -49,12 +51,16 @@ class Settings:
     Attributes:
         epsilon: Of each merchant, for everything it does; None trains without privacy.
         alone_learning_rate: Of Adam over all ``private_steps`` where a merchant trains alone.
+        adam: Which Adam a merchant uses for its own steps.
+        adapt: Whether the clipping norm follows a quantile.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     server: ServerOptimizer = field(default_factory=lambda: ServerOptimizer(learning_rate=3e-2))
     epsilon: float | None = 8.0
     alone_learning_rate: float = 1e-2
+    adam: Literal["adam", "dp-adam"] = "adam"
+    adapt: AdaptiveClipping | None = None
 
 
 def load_shops(
@@ -118,7 +124,7 @@ class Arms:
         """The whole budget on the shop's own data: as many private steps, by Adam."""
         steps = self.settings.recipe.private_steps
         rate = self.settings.alone_learning_rate
-        return self._steps(shop, self.zero, steps, learning_rate=rate, adam=True)
+        return self._steps(shop, self.zero, steps, learning_rate=rate)
 
     def together(self) -> Iterator[Tensors]:
         """The global adapter after each round."""
@@ -127,13 +133,7 @@ class Arms:
         for number in range(1, recipe.rounds + 1):
             total = MeanAccumulator(self.model.shapes, max_norm=1e9)
             for shop in self.shops:
-                own = self._steps(
-                    shop,
-                    weights,
-                    recipe.local_steps,
-                    learning_rate=recipe.learning_rate,
-                    adam=False,
-                )
+                own = self._steps(shop, weights, recipe.local_steps)
                 total.add({n: own[n] - weights[n] for n in own})
             server = self.settings.server.at(number, of=recipe.rounds)
             weights, state = server.step(weights, total.mean(), state)
@@ -143,7 +143,7 @@ class Arms:
         """The shop's own adapter on top of the global one."""
         recipe = self.settings.recipe
         rate = recipe.personal_learning_rate
-        return self._steps(shop, weights, recipe.personal_steps, learning_rate=rate, adam=True)
+        return self._steps(shop, weights, recipe.personal_steps, learning_rate=rate)
 
     def noise_multiplier(self, shop: Shop) -> float:
         """What the product would calibrate for this shop and plan."""
@@ -178,8 +178,9 @@ class Arms:
         return {"rouge_l": float(np.mean(rouge)), "distinct_2": distinct_n(texts, 2)}
 
     def _steps(
-        self, shop: Shop, weights: Tensors, steps: int, *, learning_rate: float, adam: bool
+        self, shop: Shop, weights: Tensors, steps: int, *, learning_rate: float | None = None
     ) -> Tensors:
+        """Private steps from these weights: SGD as in a round, or Adam where a rate is given."""
         self.model.load(weights)
         if not steps:
             return self.model.tensors()
@@ -194,8 +195,9 @@ class Arms:
             expected_users=recipe.expected_users,
             rows_per_user=recipe.rows_per_user,
             batch_rows=recipe.batch_rows,
-            learning_rate=learning_rate,
-            optimizer="adam" if adam else "sgd",
+            learning_rate=learning_rate or recipe.learning_rate,
+            optimizer=self.settings.adam if learning_rate else "sgd",
+            adapt=self.settings.adapt,
         )
         take_private_steps(self.model, shop.users, plan, noise=self.noise)
         return self.model.tensors()
