@@ -2,15 +2,16 @@
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from safetensors.numpy import load_file
 
 from handbill.clients.trainer import Trainer
 from handbill.errors import MissingError
 from handbill.federation.messages import Recipe
 from handbill.generator.adapters import AdapterSpec, Tensors
+from handbill.generator.lora import LoraModel
 from handbill.generator.metrics import distinct_n, rouge_l
 from handbill.generator.prompts import render_prompt
 
@@ -56,12 +57,7 @@ def evaluate(trainer: Trainer, *, rows: int, written: int) -> Evaluation:
     Raises:
         MissingError: The merchant has not finished a run yet.
     """
-    folder = trainer.home / "adapters"
-    if not (folder / "run.json").is_file():
-        raise MissingError(f"{folder}: no adapters yet; this shop has not finished a training run")
-    about = json.loads((folder / "run.json").read_text())
-    spec, recipe = AdapterSpec.from_dict(about["spec"]), Recipe(**about["recipe"])
-    model = trainer.model_for(spec)
+    model, recipe, adapters = load_arms(trainer)
     held_out = trainer.users.held_out[:rows]
     encoded = trainer.encode(held_out, recipe)
     some = held_out[:written]
@@ -70,7 +66,7 @@ def evaluate(trainer: Trainer, *, rows: int, written: int) -> Evaluation:
         for row in some
     ]
     arms, texts = {}, {}
-    for arm, tensors in _adapters(folder, model.shapes).items():
+    for arm, tensors in adapters.items():
         model.load(tensors)
         texts[arm] = model.write(prompts, max_tokens=recipe.max_copy_tokens)
         pairs = zip(texts[arm], some, strict=True)
@@ -98,12 +94,20 @@ def evaluate(trainer: Trainer, *, rows: int, written: int) -> Evaluation:
     )
 
 
-def _adapters(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensors]:
-    import numpy as np
+def load_arms(trainer: Trainer) -> tuple[LoraModel, Recipe, dict[str, Tensors]]:
+    """The model, recipe and adapters of the last run a merchant took part in, by :data:`ARMS`.
 
-    found: dict[str, Tensors] = {"base": {n: np.zeros(s, np.float32) for n, s in shapes.items()}}
+    Raises:
+        MissingError: The merchant has not finished a run yet.
+    """
+    folder = trainer.home / "adapters"
+    if not (folder / "run.json").is_file():
+        raise MissingError(f"{folder}: no adapters yet; this shop has not finished a training run")
+    about = json.loads((folder / "run.json").read_text())
+    model = trainer.model_for(AdapterSpec.from_dict(about["spec"]))
+    found = {"base": {n: np.zeros(s, np.float32) for n, s in model.shapes.items()}}
     for arm in ARMS[1:]:
         path = folder / f"{arm}.safetensors"
         if path.is_file():
             found[arm] = dict(load_file(path))
-    return found
+    return model, Recipe(**about["recipe"]), found

@@ -6,6 +6,7 @@ import typer
 
 import handbill.server.commands  # noqa: F401 - adds the operating commands to server_cli
 from handbill import __version__
+from handbill.clients.audit_command import audit
 from handbill.clients.cli import data_app
 from handbill.clients.commands import client_cli
 from handbill.errors import HandbillError
@@ -39,6 +40,7 @@ app.add_typer(tenants_app, name="tenants")
 app.command()(serve)
 app.command()(copy)
 app.command()(simulate)
+app.command()(audit)
 
 
 def main() -> None:
