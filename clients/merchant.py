@@ -4,6 +4,7 @@ The policy is the merchant's alone: no message from the server can change or ove
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -103,6 +104,8 @@ class Policy:
             raise InputError(
                 f"{POLICY_FILE}: max_sampling_rate={self.max_sampling_rate} not in (0, 1]"
             )
+        if not re.fullmatch(r"([0-9a-f]{64})?", self.lost_ledger_head):
+            raise InputError(f"{POLICY_FILE}: lost_ledger_head is not a head of 64 hex digits")
         if not 0 < self.held_out < 1:
             raise InputError(f"{POLICY_FILE}: held_out={self.held_out} not in (0, 1)")
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from handbill.federation import messages
 from handbill.federation.messages import (
     MESSAGE_LABEL,
     Instruction,
+    Receipt,
     Recipe,
     Report,
     Signed,
@@ -43,6 +45,7 @@ REPORT = {
     "ledger_head": "ab" * 32,
     "privacy": STATEMENT,
 }
+RECEIPT = {"run": "run-0", "round": 5, "stage": "personal", "head": "cd" * 32}
 INSTRUCTION = Instruction(
     merchant="shop-a",
     run="run-1",
@@ -53,6 +56,7 @@ INSTRUCTION = Instruction(
     base_digest="sha256:" + "1" * 64,
     spec=AdapterSpec(rank=2, alpha=4.0, layers=(0, 3)),
     recipe=Recipe(rounds=3, clipping_norm=0.25),
+    receipt=Receipt(**RECEIPT),
 )
 TENSORS = {"b": np.arange(6, dtype=np.float32).reshape(3, 2), "a": np.ones((1, 2), np.float32)}
 
@@ -84,6 +88,22 @@ def test_an_instruction_arrives_as_it_was_sent():
     got, values = open_signed(Signed.from_bytes(data), KEY.public_key(), Instruction)
     assert got == INSTRUCTION
     np.testing.assert_array_equal(values["b"], TENSORS["b"])
+
+
+def test_an_instruction_to_a_new_merchant_has_no_receipt():
+    data = sign(replace(INSTRUCTION, receipt=None), {}, KEY).to_bytes()
+    got, _ = open_signed(Signed.from_bytes(data), KEY.public_key(), Instruction)
+    assert got.receipt is None
+
+
+def test_equal_messages_have_equal_digests_and_others_have_others():
+    def digest(message=INSTRUCTION, tensors=TENSORS):
+        return sign(message, tensors, KEY).digest
+
+    assert digest() == digest()
+    others = {digest(replace(INSTRUCTION, attempt=1)), digest(replace(INSTRUCTION, receipt=None))}
+    others.add(digest(tensors={"b": TENSORS["b"]}))
+    assert len(others | {digest()}) == 4
 
 
 def test_one_message_has_one_form():
@@ -268,6 +288,18 @@ def test_a_message_too_large_is_refused_before_it_is_read(monkeypatch):
         {"attempt": True},
         {"run": ["run-1"]},
         {"parent": None},
+        {"receipt": ""},
+        {"receipt": []},
+        {"receipt": {}},
+        {"receipt": "ab" * 32},
+        {"receipt": RECEIPT | {"head": "ab"}},
+        {"receipt": RECEIPT | {"head": 7}},
+        {"receipt": RECEIPT | {"head": None}},
+        {"receipt": RECEIPT | {"round": "1"}},
+        {"receipt": RECEIPT | {"run": 1}},
+        {"receipt": RECEIPT | {"stage": "ping"}},
+        {"receipt": RECEIPT | {"more": 1}},
+        {"recipe": {"max_copy_tokens": 1}},
     ],
 )
 def test_an_instruction_that_asks_for_nonsense_is_refused_though_well_signed(change):
@@ -281,7 +313,11 @@ def test_an_instruction_that_asks_for_nonsense_is_refused_though_well_signed(cha
 
 
 def test_a_recipe_counts_every_noisy_step_of_a_run():
-    assert Recipe(rounds=5, local_steps=3, personal_steps=2).private_steps == 17
+    recipe = Recipe(rounds=5, local_steps=3, personal_steps=2)
+    assert recipe.private_steps == recipe.steps_left("global", 1) == 17
+    assert (recipe.steps_left("global", 5), recipe.steps_left("personal", 1)) == (5, 2)
+    assert recipe.steps_left("global", 99) == 5  # a round that was never planned
+    assert (recipe.steps_in("global"), recipe.steps_in("personal")) == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +329,7 @@ def test_a_recipe_counts_every_noisy_step_of_a_run():
         {"rows_per_user": 0},
         {"batch_rows": 0},
         {"personal_steps": -1},
+        {"max_copy_tokens": 0},
         {"clipping_norm": 0.0},
         {"clipping_norm": float("nan")},
         {"learning_rate": float("inf")},

@@ -9,7 +9,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.errors import HandbillError, InputError, RoundError
 from handbill.federation.aggregation import MeanAccumulator
-from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
+from handbill.federation.messages import (
+    Instruction,
+    Receipt,
+    Recipe,
+    Report,
+    Signed,
+    open_signed,
+    sign,
+)
 from handbill.federation.rounds import RoundPlan, run_round
 from handbill.federation.transport import InProcessTransport, Reply
 from handbill.generator.adapters import AdapterSpec
@@ -110,6 +118,19 @@ def test_everybody_is_asked_for_this_round_and_for_nothing_else():
         assert instruction.merchant == name
         assert (instruction.run, instruction.round, instruction.attempt) == ("run-1", 3, 1)
         assert instruction.recipe == Recipe()
+
+
+def test_everybody_gets_its_own_receipt_or_none():
+    asked = merchants()
+    receipts = {
+        name: Receipt(
+            run="run-0", round=2, stage="personal", head=name.encode().hex().ljust(64, "0")
+        )
+        for name in ("ann", "bob")
+    }
+    take(InProcessTransport(asked), receipts=receipts)
+    got = {name: merchant.asked[0].receipt for name, merchant in asked.items()}
+    assert got == {**receipts, "cem": None, "dee": None}
 
 
 def refuses(message):

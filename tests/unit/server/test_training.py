@@ -383,6 +383,26 @@ def test_a_merchant_that_wants_none_of_its_own_is_left_out_of_that_stage_only(ma
     assert "does not allow training the shop's own adapter" in failures["shop-b"]
 
 
+def test_a_shop_whose_disk_went_back_is_left_out_until_its_ledger_is_there_again(make, tmp_path):
+    one = make(**{shop: {"epsilon_per_run": 2.0} for shop in SHOPS})
+    recipe = Recipe(rounds=2, personal_steps=0, expected_users=8)
+    home = one.trainers["shop-a"].home
+    shutil.copytree(home, tmp_path / "yesterday")
+    one.train(recipe=recipe)
+    assert one.registry.receipts().keys() == set(SHOPS)
+    home.rename(tmp_path / "today")
+    shutil.copytree(tmp_path / "yesterday", home)
+    one.start_again(recipe=recipe).train("run-2", publish=False)
+    assert all("lacks the head" in f["failures"]["shop-a"] for f in one.facts("committed")[2:])
+    assert "lacks the head" in one.start_again().ping("ping-1").failures["shop-a"]
+    shutil.rmtree(home)
+    (tmp_path / "today").rename(home)
+    one.start_again(recipe=recipe).train("run-3", publish=False)
+    assert [r.survivors for r in one.rounds()] == [[*SHOPS]] * 2 + [["shop-b", "shop-c"]] * 2 + [
+        [*SHOPS]
+    ] * 2
+
+
 def test_a_ping_reaches_everybody_and_commits_nothing(one):
     outcome = one.start_again().ping("ping-1")
     assert outcome.reporters == list(SHOPS)
