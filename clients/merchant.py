@@ -65,7 +65,7 @@ class Policy:
 
     Attributes:
         epsilon_limit: Everything this shop ever sends stays within it; the ledger enforces it.
-        epsilon_per_run: What one training run may use; noise is calibrated for it.
+        epsilon_per_run: What one training run as planned costs; noise is calibrated for it.
         users: How many shoppers there are to train on, as this shop lets it be known: a rounded
             figure, which the sampling rate is computed from. The exact number is private.
         delta: The chance left out of the guarantee, below one over the number of shoppers.

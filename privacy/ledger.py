@@ -82,7 +82,10 @@ class Ledger:
             {"delta": self.delta, "epsilon_limit": self.epsilon_limit, "format": FORMAT}
         )
         if known_head and not path.exists():
-            raise LedgerError(f"{path}: the ledger is gone though it has released something")
+            raise LedgerError(
+                f"{path}: the ledger is gone though it has released something, up to the head "
+                f"{known_head}. Bring back the newest copy before training"
+            )
         first = seal((), "note", ("", 0, "opened", ""), facts)
         self._file = LedgerFile(path, read_only=read_only, first_row=first.values())
         try:
@@ -257,6 +260,6 @@ class Ledger:
 def _check_head(path: Path, rows: Sequence[Row], known_head: str) -> None:
     if known_head and all(row.hash != known_head for row in rows):
         raise LedgerError(
-            f"{path}: the head {known_head[:16]} given out earlier is missing; this is an older "
+            f"{path}: the head {known_head} given out earlier is missing; this is an older "
             f"or another ledger. Bring back the newest copy before training"
         )

@@ -185,9 +185,9 @@ class Registry:
             uow.rounds.close(committed)
             if folder is not None and manifest is not None:
                 self._add_artifact(uow, folder, manifest)
-            faultpoint("server.commit.before")
+            faultpoint("registry.commit.before")
             self._commit(uow, actor, "round.commit", attempt.name, committed.facts())
-        faultpoint("server.commit.after")
+        faultpoint("registry.commit.after")
         log.info("round_committed", extra={"round": attempt.name, "digest": committed.aggregate})
         return committed
 

@@ -20,7 +20,7 @@ from handbill.server.registry import Registry
 
 pytestmark = pytest.mark.integration
 
-POINTS = {"server.commit.before": False, "server.commit.after": True}  # is it committed?
+POINTS = {"registry.commit.before": False, "registry.commit.after": True}  # is it committed?
 
 COMMIT = """
     import json, sys
