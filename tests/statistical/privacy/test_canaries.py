@@ -9,10 +9,15 @@ import contextlib
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from handbill.errors import InputError
+from handbill.generator.adapters import AdapterSpec
+from handbill.generator.lora import LoraModel
+from handbill.generator.prompts import EncodedExample
 from handbill.privacy.accounting import epsilon
-from handbill.privacy.canaries import AuditPlan, audit_mechanism
+from handbill.privacy.canaries import AuditPlan, CanaryModel, audit_mechanism, audit_model
 from handbill.privacy.events import PrivateSteps
 
 pytestmark = pytest.mark.statistical
@@ -56,3 +61,26 @@ def test_a_fixed_seed_is_seen_by_running_the_program_again_and_only_so():
     result = audited(BROKEN["fixed_seed"], canaries=1000)
     assert result.attacks["direct"]["gaussian"] < result.claimed
     assert result.attacks["replay"]["one_run"] > result.claimed
+
+
+def test_any_model_can_be_audited_and_has_its_weights_again(tiny_base):
+    """Canaries of random tokens on a language model overlap: a sound build passes, no more."""
+    model = LoraModel(tiny_base, AdapterSpec(rank=8, alpha=16.0, layers=(0, 1)))
+    draws = np.random.default_rng(0)
+    canaries = [
+        [EncodedExample(tuple(draws.integers(10, 250, 8).tolist()), 2)] * 2 for _ in range(300)
+    ]
+    before = model.tensors()
+    plan = AuditPlan(canaries=300, rows=2, rounds=4, steps=2, confidence=0.999)
+    rounds = []
+    result = audit_model(model, canaries, plan, on_round=lambda: rounds.append(1))
+    assert not result.refuted
+    assert len(rounds) == 2 * plan.rounds
+    assert all(np.array_equal(value, before[name]) for name, value in model.tensors().items())
+
+
+def test_a_plan_that_can_show_nothing_is_refused():
+    with pytest.raises(InputError, match="fewer than 100"):
+        AuditPlan(canaries=20)
+    with pytest.raises(InputError, match="3 canaries; the plan wants 4000"):
+        audit_model(CanaryModel(3), [[CanaryModel.canary(n)] for n in range(3)], AuditPlan())

@@ -1,7 +1,9 @@
 """The statistics of an audit, against other computations, printed values and each other."""
 
+import json
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from handbill.privacy.audit import (
 )
 
 DELTA = 1e-6
+ROOT = Path(__file__).parents[3]
 
 
 def exact_p_value(m, r, v, odds, delta):
@@ -166,3 +169,18 @@ def test_what_is_no_attack_is_refused(scores, members, match):
     for bound in (one_run_bound, gaussian_bound, roc_bound):
         with pytest.raises(InputError, match=match):
             bound(scores, members, delta=DELTA)
+
+
+def test_the_page_says_what_the_result_file_holds_and_every_broken_build_was_caught():
+    result = json.loads((ROOT / "benchmarks/results/dp_audit.json").read_text())
+    page = (ROOT / "docs/audit.md").read_text()
+    for row in result["table"]:
+        bounds = (
+            max(row[f"{a}.{b}"] for a in ("direct", "replay")) for b in ("one_run", "gaussian")
+        )
+        figures = " | ".join(f"{value:.2f}" for value in (row["claimed"], *bounds))
+        assert f"| {figures} | {'yes' if row['refuted'] else 'no'} |" in page
+    metrics = result["metrics"]
+    assert metrics["caught"] == metrics["broken_builds"] == 5
+    assert metrics["audited.good"] <= metrics["claimed_epsilon"]
+    assert f"{metrics['membership.not_private.auc']:.2f} without privacy" in page
