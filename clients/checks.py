@@ -18,6 +18,7 @@ MIN_USERS: Final = 100
 DEFAULT_ROW_CAP: Final = Recipe().rows_per_user
 MAX_REJECTED_SHARE: Final = 0.05
 MAX_REPEATED_SHARE: Final = 0.2
+MAX_ONE_USER_SHARE: Final = 0.5
 
 _NUMBERED: Final = re.compile(r"(line |column |:)\d+")
 
@@ -149,6 +150,12 @@ def _warnings(shop: ShopData) -> list[str]:
         warnings.append(
             f"too few shoppers for private training: {users}, at least about {MIN_USERS} "
             f"recommended"
+        )
+    most = max(len(of_one) for of_one in shop.by_user.values())
+    if users > 1 and most > MAX_ONE_USER_SHARE * rows:
+        warnings.append(
+            f"one shopper has {most / rows:.0%} of the rows and counts as one shopper: is it a test "
+            f"account, or everybody without an account?"
         )
     if shop.n_read - rows > MAX_REJECTED_SHARE * shop.n_read:
         warnings.append(f"{shop.n_read - rows} of {shop.n_read} rows were set aside")

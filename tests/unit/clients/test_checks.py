@@ -42,6 +42,7 @@ def test_counts():
         (shop_of(*[1] * 37), "too few shoppers for private training: 37, at least about 100"),
         (shop_of(*[1] * 100, n_read=110), "10 of 110 rows were set aside"),
         (shop_of(*[1] * 100, text="The same."), "99 of 100 rows repeat copy"),
+        (shop_of(*[1] * 100, 9900), "one shopper has 99% of the rows and counts as one"),
         (shop_of(*[1] * 100, shopper=""), "no shopper's interests"),
     ],
 )
