@@ -95,6 +95,16 @@ class Journal:
         path = self._folder / "receipt.json"
         return Receipt(**json.loads(path.read_text())) if path.is_file() else None
 
+    def keep_clipping_norm(self, run: str, norm: float) -> None:
+        """Remember where a run's adaptive clipping norm stands."""
+        _write(self._folder / "clipping.json", json.dumps({"run": run, "norm": norm}).encode())
+
+    def clipping_norm(self, run: str) -> float | None:
+        """Where this run's adaptive clipping norm stands, None if it has not moved."""
+        path = self._folder / "clipping.json"
+        kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return float(kept["norm"]) if kept.get("run") == run else None
+
     def _path(self, asked: Instruction) -> Path:
         slot = f"{asked.run}\0{asked.round}\0{asked.stage}\0{asked.parent}"
         return self._folder / f"{hashlib.sha256(slot.encode()).hexdigest()[:32]}.safetensors"

@@ -36,6 +36,7 @@ from handbill.generator.artifacts import load_or_create_key, load_public_key
 from handbill.generator.base_models import resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.generator.prompts import EncodedExample, Example, encode_example
+from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.faults import faultpoint
 from handbill.privacy.noise import Noise, SecureNoise
 from handbill.privacy.training import StepPlan, take_private_steps
@@ -149,6 +150,7 @@ class Trainer:
     def _train(self, asked: Instruction, weights: Tensors, rate: float) -> Tensors:
         """Reserve budget, then train; returns local minus global weights."""
         recipe, personal = asked.recipe, asked.stage == "personal"
+        quantile = recipe.clipping_quantile
         model = self.model_for(asked.spec)
         model.load(weights)
         self._note_held_out_loss(asked, model)
@@ -159,14 +161,17 @@ class Trainer:
         started = time.monotonic()
         plan = StepPlan(
             event=event,
-            clipping_norm=recipe.clipping_norm,
+            clipping_norm=self._journal.clipping_norm(asked.run) or recipe.clipping_norm,
             expected_users=recipe.expected_users,
             rows_per_user=recipe.rows_per_user,
             batch_rows=recipe.batch_rows,
             learning_rate=recipe.personal_learning_rate if personal else recipe.learning_rate,
-            optimizer="adam" if personal else "sgd",
+            optimizer=recipe.personal_optimizer if personal else "sgd",
+            adapt=AdaptiveClipping(quantile=quantile) if quantile else None,
         )
-        take_private_steps(model, users, plan, noise=self._noise)
+        norm = take_private_steps(model, users, plan, noise=self._noise)
+        if quantile:
+            self._journal.keep_clipping_norm(asked.run, norm)
         self._note(
             {
                 "event": "trained",

@@ -54,6 +54,9 @@ class Recipe:
         clipping_norm: L2 bound of one shopper's gradient.
         learning_rate: Of the local optimiser in a round (SGD; the server's optimiser adapts).
         personal_learning_rate: Of Adam in the personal stage.
+        personal_optimizer: ``adam``, or ``dp-adam``, which takes the noise out of Adam's second moment.
+        clipping_quantile: Let each merchant's clipping norm follow this quantile of its shoppers'
+            gradient norms, from ``clipping_norm`` on, within the same noise; 0 keeps it fixed.
     """
 
     rounds: int = 5
@@ -64,6 +67,8 @@ class Recipe:
     clipping_norm: float = 0.5
     learning_rate: float = 1.0
     personal_learning_rate: float = 1e-2
+    personal_optimizer: str = "adam"
+    clipping_quantile: float = 0.0
     max_prompt_tokens: int = 96
     max_copy_tokens: int = 64
     batch_rows: int = 8
@@ -82,6 +87,12 @@ class Recipe:
         for name in ("clipping_norm", "learning_rate", "personal_learning_rate"):
             if not 0 < getattr(self, name) < 1e3:
                 raise InputError(f"recipe: {name}={getattr(self, name)} not in (0, 1000)")
+        if self.personal_optimizer not in {"adam", "dp-adam"}:
+            raise InputError(
+                f"recipe: personal_optimizer={self.personal_optimizer!r}: adam, dp-adam"
+            )
+        if not 0 <= self.clipping_quantile < 1:
+            raise InputError(f"recipe: clipping_quantile={self.clipping_quantile} not in [0, 1)")
 
     @property
     def private_steps(self) -> int:

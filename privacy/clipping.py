@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from handbill.errors import InputError
-from handbill.privacy.noise import Noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +21,8 @@ class AdaptiveClipping:
     Attributes:
         quantile: The share of users that should not be clipped, in (0, 1).
         rate: How fast the norm moves; 1 moves it by at most a factor e in a step.
-        count_noise: Noise stddev on the count, as a share of the expected users.
+        count_noise: Noise stddev on the count, as a share of the expected users; never less than
+            twice the step's noise multiplier, so that the gradient pays at most 4 % for the count.
     """
 
     quantile: float = 0.5
@@ -36,37 +36,25 @@ class AdaptiveClipping:
             raise InputError("adaptive clipping: rate and count_noise must be finite, above 0")
 
     def gradient_noise(self, noise_multiplier: float, *, expected_users: float) -> float:
-        """The noise multiplier left for the gradient: ``(sigma^-2 - (2 sigma_b)^-2)^(-1/2)``.
+        """The noise multiplier left for the gradient: ``(sigma^-2 - (2 sigma_b)^-2)^(-1/2)``."""
+        count = self.count_stddev(noise_multiplier, expected_users=expected_users)
+        return float((noise_multiplier**-2 - (2 * count) ** -2) ** -0.5)
 
-        Raises:
-            InputError: The count alone would cost more than the step may.
-        """
-        rest = noise_multiplier**-2 - (2 * self._stddev(expected_users)) ** -2
-        if rest <= 0:
-            raise InputError(
-                f"adaptive clipping: count_noise={self.count_noise} of {expected_users:g} expected "
-                f"users is too little noise beside noise_multiplier={noise_multiplier:g}; raise it"
-            )
-        return float(rest**-0.5)
+    def count_stddev(self, noise_multiplier: float, *, expected_users: float) -> float:
+        """The noise sigma_b on the count, of which one user moves 1/2."""
+        return max(self.count_noise * expected_users, 2 * noise_multiplier)
 
-    def next_norm(
-        self, norm: float, centred_count: float, *, expected_users: float, noise: Noise
-    ) -> float:
+    def next_norm(self, norm: float, noisy_count: float, *, expected_users: float) -> float:
         """The norm for the next step.
 
         Args:
             norm: The norm C of this step.
-            centred_count: Sum over the step's users of 1/2 where the user stayed within C and -1/2
-                where not: one user moves it by 1/2.
+            noisy_count: Sum over the step's users of 1/2 where the user stayed within C and -1/2
+                where not, plus its noise.
             expected_users: What sums are divided by.
-            noise: Where the count's noise comes from.
         """
-        drawn = float(noise.gaussian((1,), self._stddev(expected_users)))
-        within = (centred_count + drawn) / expected_users + 0.5
+        within = noisy_count / expected_users + 0.5
         return norm * exp(-self.rate * (within - self.quantile))
-
-    def _stddev(self, expected_users: float) -> float:
-        return self.count_noise * expected_users
 
 
 def clip_factors(samples: list[Tensor], clipping_norm: float) -> Tensor:

@@ -121,13 +121,14 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
         for group in self.original_optimizer.param_groups:  # for optimisers that account for it
             group["noise_stddev"] = stddev / self.expected_users
         if self.adapt:
-            self.max_grad_norm = self.adapt.next_norm(
-                self.max_grad_norm,
-                self._centred_count,
-                expected_users=self.expected_users,
-                noise=self.noise,
-            )
+            self._move_norm(self.adapt)
         self._centred_count = 0.0
+
+    def _move_norm(self, adapt: AdaptiveClipping) -> None:
+        users = self.expected_users
+        stddev = adapt.count_stddev(self.noise_multiplier, expected_users=users)
+        noisy = self._centred_count + float(self.noise.gaussian((1,), stddev))
+        self.max_grad_norm = adapt.next_norm(self.max_grad_norm, noisy, expected_users=users)
 
     def scale_grad(self) -> None:
         """Divide by the expected number of users: the true one would be private."""

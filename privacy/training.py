@@ -9,11 +9,12 @@ the average is clipped.
 from collections import Counter
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from handbill.errors import InputError
 from handbill.privacy.adam import DPAdam
 from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.events import PrivateSteps
@@ -50,7 +51,7 @@ class StepPlan:
         expected_users: What the noisy sum is divided by; from public figures, because the exact
             number of shoppers is private.
         batch_rows: Rows computed at once.
-        optimizer: Of the noisy gradients; ``dp-adam`` takes the noise out of Adam's second moment.
+        optimizer: ``sgd``, ``adam`` or ``dp-adam``, of the noisy gradients; the last takes the noise out of Adam's second moment.
         adapt: Let the clipping norm follow a quantile of the shoppers' norms.
     """
 
@@ -60,7 +61,7 @@ class StepPlan:
     rows_per_user: int
     batch_rows: int
     learning_rate: float
-    optimizer: Literal["sgd", "adam", "dp-adam"] = "sgd"
+    optimizer: str = "sgd"
     adapt: AdaptiveClipping | None = None
 
 
@@ -116,13 +117,17 @@ def gradients_of(model: PrivateModel[Row], gradients: LoraGradients, group: Grou
 
 
 def _optimizer(parameters: list[nn.Parameter], plan: StepPlan, noise: Noise) -> SecureDPOptimizer:
+    rate = plan.learning_rate
     plain: torch.optim.Optimizer
-    if plan.optimizer == "dp-adam":
-        plain = DPAdam(parameters, learning_rate=plan.learning_rate)
-    elif plan.optimizer == "adam":
-        plain = torch.optim.Adam(parameters, lr=plan.learning_rate, betas=(0.9, 0.99))
-    else:
-        plain = torch.optim.SGD(parameters, lr=plan.learning_rate)
+    match plan.optimizer:
+        case "sgd":
+            plain = torch.optim.SGD(parameters, lr=rate)
+        case "adam":
+            plain = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
+        case "dp-adam":
+            plain = DPAdam(parameters, learning_rate=rate)
+        case other:
+            raise InputError(f"optimizer {other!r}: sgd, adam or dp-adam")
     return SecureDPOptimizer(
         plain,
         noise_multiplier=plan.event.noise_multiplier,

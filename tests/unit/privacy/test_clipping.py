@@ -93,9 +93,14 @@ def test_batches_of_one_step_are_clipped_and_counted_at_one_norm():
     torch.testing.assert_close(parts.params[0], whole.params[0])
 
 
-def test_a_count_that_would_cost_more_than_the_step_is_refused():
-    with pytest.raises(InputError, match=r"count_noise=0\.1 of 10 expected users is too little"):
-        optimizer(adapt=AdaptiveClipping(), expected_users=10.0, noise_multiplier=2.0)
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 50.0])
+@pytest.mark.parametrize("expected_users", [1.0, 500.0])
+def test_the_gradient_pays_at_most_four_percent_for_the_count(sigma, expected_users):
+    left = AdaptiveClipping().gradient_noise(sigma, expected_users=expected_users)
+    assert sigma < left < 1.04 * sigma
+
+
+def test_bad_settings_are_refused():
     for wrong in ({"quantile": 0.0}, {"quantile": 1.0}, {"rate": 0.0}, {"count_noise": 0.0}):
         with pytest.raises(InputError):
             AdaptiveClipping(**wrong)
