@@ -35,7 +35,7 @@ from handbill.generator.adapters import AdapterSpec, Tensors
 from handbill.generator.artifacts import load_or_create_key, load_public_key
 from handbill.generator.base_models import resolve_base
 from handbill.generator.lora import LoraModel
-from handbill.generator.prompts import EncodedExample, Example, encode_example
+from handbill.generator.prompts import CopyRequest, EncodedExample, Example, encode_example
 from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.faults import faultpoint
 from handbill.privacy.noise import Noise, SecureNoise
@@ -44,6 +44,9 @@ from handbill.privacy.training import StepPlan, take_private_steps
 log = logging.getLogger(__name__)
 
 SPLIT_LABEL: Final = "held-out/v1"
+INVENTED: Final = Example(
+    "", "", CopyRequest(title="Oak desk lamp"), "A warm light for long evenings."
+)
 CURVE_ROWS: Final = 8  # held-out rows looked at in every round, for the shop's own curve
 
 
@@ -153,6 +156,7 @@ class Trainer:
         quantile = recipe.clipping_quantile
         model = self.model_for(asked.spec)
         model.load(weights)
+        self._check_loss(model, recipe)
         self._note_held_out_loss(asked, model)
         users = self._usable(recipe)
         faultpoint("trainer.before_reserve")
@@ -213,22 +217,24 @@ class Trainer:
         )
         return sign(report, update, self._key).to_bytes()
 
-    def _note_held_out_loss(self, asked: Instruction, model: LoraModel) -> None:
-        """Measure the weights that came on shoppers held out; the number stays here.
+    def _check_loss(self, model: LoraModel, recipe: Recipe) -> None:
+        """Refuse weights with which every gradient would be dropped.
 
-        Raises:
-            NonFiniteUpdateError: With these weights every gradient would be dropped.
+        Measured on invented text: the server reads this refusal, and a loss on the shop's own rows
+        would tell it something of them.
         """
-        rows = self.encode(self.users.held_out[:CURVE_ROWS], asked.recipe)
-        loss = model.held_out_loss(rows, batch=asked.recipe.batch_rows)
-        if not math.isfinite(loss):
+        if not math.isfinite(model.held_out_loss(self.encode([INVENTED], recipe))):
             raise NonFiniteUpdateError("the weights that came give no finite loss; nothing spent")
+
+    def _note_held_out_loss(self, asked: Instruction, model: LoraModel) -> None:
+        """Measure the weights that came on shoppers held out; the number stays here."""
+        rows = self.encode(self.users.held_out[:CURVE_ROWS], asked.recipe)
         self._note(
             {
                 "event": "received",
                 "stage": asked.stage,
                 "round": asked.round,
-                "held_out_loss": loss,
+                "held_out_loss": model.held_out_loss(rows, batch=asked.recipe.batch_rows),
             }
         )
 
