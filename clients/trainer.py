@@ -45,7 +45,10 @@ log = logging.getLogger(__name__)
 
 SPLIT_LABEL: Final = "held-out/v1"
 INVENTED: Final = Example(
-    "", "", CopyRequest(title="Oak desk lamp"), "A warm light for long evenings."
+    user="",
+    item="",
+    request=CopyRequest(title="Oak desk lamp"),
+    text="A warm light for long evenings.",
 )
 CURVE_ROWS: Final = 8  # held-out rows looked at in every round, for the shop's own curve
 
