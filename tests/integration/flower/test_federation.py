@@ -18,17 +18,22 @@ from pathlib import Path
 import psutil
 import pytest
 
-from handbill.clients.daemon import STATUS, ask, socket_path
+from handbill.clients.daemon import MESSAGE, STATUS, ask, socket_path
 from handbill.clients.merchant import LEDGER_FILE, NODE_KEY, Policy
 from handbill.clients.run import init_merchant
 from handbill.federation.flower import flower_environment, program
-from handbill.federation.messages import Recipe
+from handbill.federation.messages import Instruction, Recipe, sign
 from handbill.federation.supervision import QUIET, Children
+from handbill.generator.adapters import zero_update
+from handbill.generator.artifacts import load_or_create_key
+from handbill.generator.base_models import resolve_base
 from handbill.privacy.accounting import epsilon
 from handbill.privacy.ledger import Ledger
 from handbill.server.operate import drive, enrol, init_server
+from handbill.server.registry import PUBLISHER_KEY
 from handbill.server.settings import AdapterSettings, ServerSettings
 from handbill.server.superlink import CONNECTION, SuperLink
+from handbill.server.training import adapter_spec
 from handbill.simulations.market import write_sample_market
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -266,6 +271,32 @@ def test_a_trainer_survives_those_who_hang_up(federation):
     assert federation.trainer(STEADY).pid == before
 
 
+def test_an_instruction_that_is_handed_over_again_gets_the_same_answer_for_nothing(federation):
+    home, settings = federation.shop(STEADY), ServerSettings.load(federation.server)
+    base = resolve_base(settings.base)
+    spec = adapter_spec(settings, base)
+    asked = Instruction(
+        merchant=STEADY,
+        run="handed-over",
+        round=1,
+        attempt=1,
+        stage="global",
+        parent="",
+        base_digest=base.digest,
+        spec=spec,
+        recipe=settings.recipe,
+    )
+    key = load_or_create_key(federation.server / PUBLISHER_KEY)
+    message = sign(asked, zero_update(spec, base), key).to_bytes()
+    with socket.socket(socket.AF_UNIX) as connection:  # a ClientApp that dies waiting
+        connection.connect(str(socket_path(home)))
+        connection.sendall(MESSAGE + len(message).to_bytes(8, "big") + message)
+    answer = ask(home, MESSAGE, message)
+    assert ask(home, MESSAGE, message) == answer
+    slots, _ = federation.reservations(STEADY)
+    assert slots == [("handed-over", 1, "global", "1")]
+
+
 def test_a_round_is_committed_without_the_merchant_whose_trainer_was_killed(federation, broken_run):
     facts, _ = broken_run
     (first, *_) = federation.rounds("broken")
@@ -331,6 +362,19 @@ def test_a_merchant_without_budget_refuses_and_the_rounds_go_on(federation, seco
         assert "nothing was spent" in failures[POOR]
     slots, _ = federation.reservations(POOR)
     assert {run for run, *_ in slots} == {"broken"}
+
+
+def test_a_committed_rounds_receipt_comes_with_the_next_instruction(federation, second_run):
+    with sqlite3.connect(federation.server / "server.db") as database:
+        sql = "SELECT ledger_heads FROM round WHERE run = 'second' AND number = ? AND status = ?"
+        ((heads,),) = database.execute(sql, (ROUNDS - 1, "committed")).fetchall()
+    for shop in (STEADY, UNLUCKY):
+        shown = command("client", "ledger", "--shop", shop, "--json", home=federation.home)
+        facts = json.loads(shown.stdout)
+        receipt = facts["receipt"]
+        assert (receipt["run"], receipt["round"]) == ("second", ROUNDS - 1)
+        assert receipt["head"] == json.loads(heads)[shop]
+        assert receipt["row"] == facts["rows"] - 1  # the last round's has not come yet
 
 
 def test_training_a_finished_run_again_changes_nothing(federation, second_run):
