@@ -62,8 +62,8 @@ class Recipe:
     rounds: int = 5
     local_steps: int = 1
     personal_steps: int = 2
-    expected_users: int = 20
-    rows_per_user: int = 2
+    expected_users: int = 24
+    rows_per_user: int = 1
     clipping_norm: float = 0.5
     learning_rate: float = 1.0
     personal_learning_rate: float = 1e-2
