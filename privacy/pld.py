@@ -8,6 +8,7 @@ asks this one as well, where it is installed.
 """
 
 from collections.abc import Iterable
+from functools import reduce
 from typing import NamedTuple
 
 from handbill.errors import MissingError
@@ -43,16 +44,17 @@ def pld_bounds(events: Iterable[PrivateSteps], *, delta: float, interval: float 
         return Bounds(0.0, 0.0)
 
     def bound(*, pessimistic: bool) -> float:
-        total = None
-        for event in merged:
-            one = pld.from_gaussian_mechanism(
+        parts = [
+            pld.from_gaussian_mechanism(
                 event.noise_multiplier,
                 sampling_prob=event.sampling_rate,
                 value_discretization_interval=interval,
                 pessimistic_estimate=pessimistic,
                 use_connect_dots=pessimistic,  # the tightest upper bound; it has no lower one
             ).self_compose(event.steps)
-            total = one if total is None else total.compose(one)
+            for event in merged
+        ]
+        total = reduce(lambda one, other: one.compose(other), parts)
         return float(total.get_epsilon_for_delta(delta))
 
     return Bounds(bound(pessimistic=False), bound(pessimistic=True))

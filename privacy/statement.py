@@ -4,15 +4,13 @@
 sees. Both carry the events, so that anybody can compute epsilon again.
 """
 
-import platform
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
 from handbill.errors import InputError
-from handbill.privacy import accounting
+from handbill.privacy import accounting, software
 from handbill.privacy.events import PrivateSteps, merge
 from handbill.privacy.noise import SECURE_RNG
 
@@ -23,7 +21,10 @@ DOES_NOT_COVER: Final = (
     "inputs at inference time",
     "facts about the shop as a whole",
 )
-_SOFTWARE: Final = ("handbill", "opacus", "torch", "numpy", "scipy", "randomgen")
+UNIT: Final = "user-within-one-merchant"
+ADJACENCY: Final = "add-remove"
+SETTING: Final = "local-to-merchant"
+COMPOSITION: Final = "adds"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +46,12 @@ class DPStatement:
     hyperparameters: str = "chosen on public or invented data only"
     rng: str = SECURE_RNG
     software: dict[str, str] = field(default_factory=dict)
-    unit: str = "user-within-one-merchant"
-    adjacency: str = "add-remove"
-    setting: str = "local-to-merchant"
+    software_digests: dict[str, str] = field(default_factory=dict)
+    unit: str = UNIT
+    adjacency: str = ADJACENCY
+    setting: str = SETTING
     accountant: str = "PRV (opacus, arXiv:2106.02848)"
-    composition_across_merchants: str = "adds"
+    composition_across_merchants: str = COMPOSITION
 
     @property
     def steps(self) -> int:
@@ -68,9 +70,49 @@ class DPStatement:
             for event in self.events
         ]
         facts = asdict(self) | {"events": mechanisms, "steps": self.steps}
-        for name in ("covers", "does_not_cover"):
+        for name in _LISTS:
             facts[name] = list(facts[name])
         return facts
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> "DPStatement":
+        """Read what :meth:`to_dict` wrote, as a manifest of anybody may hold it.
+
+        Fields that are not of a statement (a manifest adds the merchant's id) are left out, fields
+        that later versions added may be missing. Nothing is computed again:
+        :func:`handbill.privacy.recompute.recompute` does that.
+
+        Raises:
+            InputError: Naming the field that is missing or no such value, or a promise of another
+                kind than this version can explain.
+        """
+        known = {f.name for f in fields(cls)}
+        given = {name: value for name, value in facts.items() if name in known}
+        try:
+            given["events"] = tuple(
+                PrivateSteps(**{name: event[name] for name in _EVENT}) for event in given["events"]
+            )
+            for name in _LISTS:
+                given[name] = tuple(map(str, given[name]))
+            for name in ("epsilon", "delta", "clipping_norm"):
+                given[name] = float(given[name])
+                if not 0 <= given[name] < math.inf:
+                    raise ValueError(f"{name}={given[name]}")  # noqa: TRY301 - one message for all
+            given["rounds"] = int(given["rounds"])
+            for name in ("cross_check", "software", "software_digests"):
+                given[name] = dict(given.get(name) or {})
+            statement = cls(**given)
+        except KeyError as error:
+            raise InputError(f"DP statement: {error.args[0]!r} is missing") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"DP statement: {error}") from None
+        for name, only in _PROMISE.items():
+            if getattr(statement, name) != only:
+                raise InputError(
+                    f"DP statement: {name}={getattr(statement, name)!r}, where this version of "
+                    f"handbill can explain {only!r} only"
+                )
+        return statement
 
     def in_words(self) -> str:
         """Return the plain sentences that go with the numbers."""
@@ -85,6 +127,16 @@ class DPStatement:
             "is a customer of several merchants the epsilons add. "
             f"Not covered: {', '.join(self.does_not_cover)}."
         )
+
+
+_LISTS: Final = ("covers", "does_not_cover")
+_EVENT: Final = ("noise_multiplier", "sampling_rate", "steps")
+_PROMISE: Final = {
+    "unit": UNIT,
+    "adjacency": ADJACENCY,
+    "setting": SETTING,
+    "composition_across_merchants": COMPOSITION,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,17 +260,6 @@ def dp_statement(
         does_not_cover=does_not_cover,
         hyperparameters=hyperparameters,
         rng=rng,
-        software=dict(_versions()),
+        software=dict(software.versions()),
+        software_digests=dict(software.digests()),
     )
-
-
-@cache  # looking them up takes longer than the rest of a statement
-def _versions() -> dict[str, str]:
-    """Return the versions of what computed and drew; absent packages are left out."""
-    found = {"python": platform.python_version()}
-    for name in _SOFTWARE:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
