@@ -61,7 +61,7 @@ def run(
     """Take part: run trainer and SuperNode in the foreground until Ctrl-C."""
     from handbill.clients.run import run_merchant
 
-    folder = _folder(home, shop)
+    folder = merchant_folder(home, shop)
     run_merchant(folder, cold=cold, announce=lambda: typer.echo(f"{folder.name} is ready"))
 
 
@@ -70,7 +70,7 @@ def ledger(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOM
     """Show what of the privacy budget is spent on what, and what is left."""
     from handbill.clients.ledger_view import LedgerView
 
-    view = LedgerView.of(_folder(home, shop))
+    view = LedgerView.of(merchant_folder(home, shop))
     if as_json:
         typer.echo(json.dumps(view.to_dict(), indent=2))
     else:
@@ -84,7 +84,7 @@ def status(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOM
     from handbill.clients.merchant import PROGRESS_FILE
     from handbill.errors import HandbillError
 
-    folder = _folder(home, shop)
+    folder = merchant_folder(home, shop)
     try:
         facts: dict[str, Any] = {"running": True, **json.loads(ask(folder, STATUS))}
     except HandbillError:
@@ -117,7 +117,7 @@ def evaluate(
     """
     from handbill.clients.daemon import EVALUATE, ask
 
-    folder = _folder(home, shop)
+    folder = merchant_folder(home, shop)
     asked = json.dumps({"rows": rows, "written": written}).encode()
     result = json.loads(ask(folder, EVALUATE, asked))
     if as_json:
@@ -131,7 +131,8 @@ def evaluate(
     Console().print(table)
 
 
-def _folder(home: Path, shop: str) -> Path:
+def merchant_folder(home: Path, shop: str) -> Path:
+    """Return the home of a merchant that was set up here: the one named, or the only one."""
     from handbill.errors import MissingError
     from handbill.generator.artifacts import check_tenant
 

@@ -9,6 +9,7 @@ from handbill import __version__
 from handbill.clients.audit_command import audit
 from handbill.clients.cli import data_app
 from handbill.clients.commands import client_cli
+from handbill.clients.privacy_commands import privacy_app
 from handbill.errors import HandbillError
 from handbill.server.cli import models_app, server_cli
 from handbill.serving.cli import copy, serve, tenants_app
@@ -34,6 +35,7 @@ def _root(*, version: bool = typer.Option(False, "--version", help="Print the ve
 app.command()(demo)
 app.add_typer(data_app, name="data")
 app.add_typer(client_cli, name="client")
+app.add_typer(privacy_app, name="privacy")
 app.add_typer(server_cli, name="server")
 app.add_typer(models_app, name="models")
 app.add_typer(tenants_app, name="tenants")
