@@ -11,6 +11,7 @@ Folder: ``<home>/registry/{store/<hex>/, channels/<tenant>.json, publisher.pub, 
 
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -356,9 +357,11 @@ class Registry:
     def _claim(self) -> None:
         path = self.root / "publisher.pub"
         mine = artifacts.public_pem(self.public_key)
-        if not path.is_file():
-            path.write_bytes(mine)
-        elif path.read_bytes() != mine:
+        if not path.is_file():  # whole or not at all: others may be opening the registry too
+            draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+            draft.write_bytes(mine)
+            draft.rename(path)
+        if path.read_bytes() != mine:
             raise ArtifactError(
                 f"{path}: this registry belongs to another publishing key; use the key it was "
                 "made with"
