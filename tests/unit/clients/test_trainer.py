@@ -1,6 +1,7 @@
 """The merchant's side of a round: paid first, once; nothing without a signature or against policy."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -273,7 +274,11 @@ def test_a_stage_the_policy_forbids_is_refused(make_shop):
     [
         ({"min_users": 33}, RECIPE, "32 shoppers can be trained on; the policy wants 33"),
         ({}, Recipe(expected_users=17), "53% of this shop's; the policy allows 50%"),
-        ({"max_rows_per_user": 1}, RECIPE, "rows_per_user=2: the policy allows 1"),
+        (
+            {"max_rows_per_user": 1},
+            replace(RECIPE, rows_per_user=2),
+            "rows_per_user=2: the policy allows 1",
+        ),
     ],
 )
 def test_what_the_policy_does_not_allow_is_refused_with_the_limit(make_shop, policy, recipe, match):
