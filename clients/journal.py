@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from handbill.errors import ProtocolError
@@ -19,7 +20,9 @@ from handbill.generator.adapters import Tensors
 from handbill.generator.artifacts import sync_to_disk
 from handbill.privacy.faults import faultpoint
 
-_KEEP: Final = 4  # updates; a round is retried at once or never
+# Updates. A round is retried at once or never; a shop's own adapter begins with the last ones,
+# and with momentum 0.9 what is older than that hardly counts.
+_KEEP: Final = 16
 
 
 class Journal:
@@ -67,14 +70,21 @@ class Journal:
         """Write an update durably; older ones are dropped."""
         path = self._path(asked)
         temporary = path.with_suffix(".new")
-        save_file(update, temporary)
+        save_file(update, temporary, metadata={"run": asked.run, "stage": asked.stage})
         sync_to_disk(temporary)
         faultpoint("journal.keep.before_rename")
         temporary.rename(path)
         sync_to_disk(self._folder)
-        kept = sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-        for old in kept[:-_KEEP]:
+        for old in self._kept()[:-_KEEP]:
             old.unlink()
+
+    def updates(self, run: str) -> list[Tensors]:
+        """What was last given to the global adapter in a run, the oldest first; at most 16."""
+        return [
+            dict(load_file(path))
+            for path in self._kept()
+            if _metadata(path) == {"run": run, "stage": "global"}
+        ]
 
     def keep_head(self, head: str) -> None:
         """Remember the ledger's last row: an older ledger will not be taken for the newest."""
@@ -105,9 +115,18 @@ class Journal:
         kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return float(kept["norm"]) if kept.get("run") == run else None
 
+    def _kept(self) -> list[Path]:
+        """Files of updates, the oldest first."""
+        return sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+
     def _path(self, asked: Instruction) -> Path:
         slot = f"{asked.run}\0{asked.round}\0{asked.stage}\0{asked.parent}"
         return self._folder / f"{hashlib.sha256(slot.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
 
 
 def _write(path: Path, data: bytes) -> None:

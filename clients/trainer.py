@@ -175,6 +175,7 @@ class Trainer:
             learning_rate=recipe.personal_learning_rate if personal else recipe.learning_rate,
             optimizer=recipe.personal_optimizer if personal else "sgd",
             adapt=AdaptiveClipping(quantile=quantile) if quantile else None,
+            earlier=as_gradients(self._journal.updates(asked.run), recipe) if personal else (),
         )
         norm = take_private_steps(model, users, plan, noise=self._noise)
         if quantile:
@@ -254,6 +255,16 @@ class Trainer:
             save_file(own, folder / "personal.safetensors")
         about = {"run": asked.run, "spec": asked.spec.to_dict(), "recipe": asdict(asked.recipe)}
         (folder / "run.json").write_text(json.dumps(about))
+
+
+def as_gradients(updates: Sequence[Tensors], recipe: Recipe) -> list[Tensors]:
+    """The noisy gradients that a merchant's updates of the global rounds were made of.
+
+    A round's steps are SGD: the update is minus the learning rate times their sum. They are paid
+    for and given out already, so a shop's own adapter may begin with what they say of the shop.
+    """
+    scale = np.float32(-1.0 / (recipe.learning_rate * recipe.local_steps))
+    return [{name: scale * value for name, value in update.items()} for update in updates]
 
 
 def _load(merchant: Merchant) -> ShopData:

@@ -76,11 +76,23 @@ def test_an_update_comes_back_exactly_and_only_for_its_own_round(tmp_path):
 
 def test_only_the_newest_updates_are_kept(tmp_path):
     journal = Journal(tmp_path)
-    for number in range(1, 8):
+    for number in range(1, 20):
         journal.keep(asked(number), UPDATE)
-    assert journal.recall(asked(7)) is not None
-    assert journal.recall(asked(1)) is None
-    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    assert journal.recall(asked(19)) is not None
+    assert journal.recall(asked(3)) is None
+    assert len(journal.updates("run-1")) == 16
+
+
+def test_what_a_run_was_given_comes_back_in_order_without_other_runs_and_own_adapters(tmp_path):
+    journal = Journal(tmp_path)
+    journal.keep(asked(1, run="run-0"), UPDATE)
+    for number in (1, 2):
+        journal.keep(asked(number), {"b": UPDATE["b"] + number})
+    journal.keep(asked(3, stage="personal"), UPDATE)
+    first, second = Journal(tmp_path).updates("run-1")
+    np.testing.assert_array_equal(first["b"], UPDATE["b"] + 1)
+    np.testing.assert_array_equal(second["b"], UPDATE["b"] + 2)
+    assert journal.updates("run-2") == []
 
 
 def test_what_a_crash_left_half_written_is_nothing(tmp_path):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from handbill.clients.journal import Journal
 from handbill.clients.merchant import LEDGER_FILE, PROGRESS_FILE
-from handbill.clients.trainer import Trainer
+from handbill.clients.trainer import Trainer, as_gradients
 from handbill.errors import (
     BudgetExhaustedError,
     HandbillError,
@@ -323,3 +324,14 @@ def test_merchants_that_share_a_model_do_not_share_anything_else(make_home, tiny
     _, again = first.ask(attempt=1)
     assert same(update, again)
     assert len(first.rows()) == 1
+
+
+def test_what_an_own_adapter_begins_with_is_what_was_given_in_the_rounds_of_its_run(shop):
+    given = [shop.ask(round=number)[1] for number in (1, 2)]
+    shop.restart()
+    earlier = as_gradients(Journal(shop.home / "journal").updates("run-1"), RECIPE)
+    for one, other in zip(given, earlier, strict=True):
+        assert same({name: -value for name, value in one.items()}, other)
+    spent = len(shop.rows())
+    shop.ask(stage="personal", round=3)
+    assert len(shop.rows()) == spent + 1  # its own steps are paid, what it begins with is not

@@ -1,0 +1,181 @@
+"""What the same privacy budget buys: each shop alone, together, and together with an own adapter.
+
+``python benchmarks/dp_utility.py --data PATH/xrec_reasons_en`` takes about half an hour a seed. Each
+finished cell (data, seed, epsilon) is kept in the result file: a run that was cut off, another data
+set or another seed goes on from there.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from handbill.federation.messages import Recipe
+from handbill.generator.adapters import AdapterSpec, Tensors, top_layers
+from handbill.generator.base_models import resolve_base
+from handbill.generator.lora import LoraModel
+from handbill.server.settings import ServerSettings
+from handbill.simulations.arms import Arms, Settings, Shop, load_shops
+from handbill.simulations.figures import draw_utility
+from handbill.simulations.results import write_result
+
+HERE: Final = Path(__file__).parent
+RESULT: Final = HERE / "results" / "dp_utility.json"
+FIGURE: Final = HERE.parent / "docs" / "utility.svg"
+EPSILONS: Final = ("none", "8", "4", "1")
+ARMS: Final = ("alone", "global", "personal")
+WRITTEN: Final = 12  # held-out shoppers of a shop that copy is written for, by the first seed
+NOTES: Final = (
+    "Held-out loss in nats a token, ROUGE-L and distinct-2 of greedy copy; means over seeds. All arms "
+    "of a shop have one budget and as many private steps: alone spends it on the shop's own data with "
+    "the same optimiser as the server's, global in rounds, personal in rounds and then in steps of "
+    "its own. none is the same recipe without noise. delta = users ** -1.1. A shop whose policy "
+    "refuses the recipe (too few shoppers) takes no part in rounds and is given the global adapter; "
+    "alone, it samples as many shoppers as its policy allows."
+)
+Row = dict[str, Any]
+
+
+def alone(model: LoraModel, shop: Shop, settings: Settings) -> Tensors:
+    """A federation of one: as many private steps, and the server's own optimiser."""
+    recipe = settings.recipe
+    most = int(shop.policy.users * shop.policy.max_sampling_rate)
+    one = replace(
+        settings,
+        recipe=replace(
+            recipe,
+            rounds=recipe.private_steps,
+            local_steps=1,
+            personal_steps=0,
+            expected_users=max(1, min(recipe.expected_users, most)),
+        ),
+    )
+    *_, last = Arms(model, [shop], one).together()
+    return last
+
+
+def takes_part(shop: Shop, recipe: Recipe) -> bool:
+    """Whether the default policy of such a shop allows the recipe."""
+    policy = shop.policy
+    return recipe.expected_users <= policy.users * policy.max_sampling_rate
+
+
+def cell(model: LoraModel, shops: list[Shop], settings: Settings, *, write: bool) -> Iterator[Row]:
+    """Train every arm at one epsilon; one row for each shop and arm."""
+    members = [shop for shop in shops if takes_part(shop, settings.recipe)]
+    arms = Arms(model, members, settings)
+    *_, together = arms.together()
+    for shop in shops:
+        for arm in ARMS:
+            if arm == "alone":
+                weights = alone(model, shop, settings)
+            elif arm == "global" or shop not in members:
+                weights = together
+            else:
+                weights = arms.personal(shop, together)
+            yield row(arms, shop, arm, weights, write=write)
+
+
+def row(arms: Arms, shop: Shop, arm: str, weights: Tensors, *, write: bool) -> Row:
+    """What one shop's arm reached."""
+    found: Row = {"merchant": shop.id, "users": len(shop.users), "arm": arm}
+    found["loss"] = round(arms.loss(shop, weights), 4)
+    if write:
+        found |= {
+            name: round(value, 4) for name, value in arms.written(shop, weights, WRITTEN).items()
+        }
+    return found
+
+
+def metrics_of(table: list[Row]) -> dict[str, float]:
+    """Means over seeds by name, and how the federated arms compare with training alone."""
+    found: dict[str, list[float]] = {}
+    for one in table:
+        for kind in ("loss", "rouge_l", "distinct_2"):
+            if kind in one:
+                name = f"{kind}.{one['data']}.{one['merchant']}.{one['arm']}.{one['epsilon']}"
+                found.setdefault(name, []).append(one[kind])
+    metrics = {name: round(statistics.mean(values), 4) for name, values in sorted(found.items())}
+    return metrics | _compared(metrics)
+
+
+def _compared(metrics: Mapping[str, float]) -> dict[str, float]:
+    """By data and epsilon: for how many shops federating beats training alone, and by how much."""
+    gains: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        kind, data, merchant, arm, epsilon = name.split(".")
+        if (kind, arm) == ("loss", "alone"):
+            best = metrics[f"loss.{data}.{merchant}.personal.{epsilon}"]
+            gains.setdefault(f"{data}.{epsilon}", []).append(value - best)
+    found: dict[str, float] = {}
+    for name, values in gains.items():
+        found[f"shops.{name}"] = len(values)
+        found[f"shops_personal_beats_alone.{name}"] = sum(gain > 0 for gain in values)
+        found[f"mean_gain_over_alone.{name}"] = round(statistics.mean(values), 4)
+        found[f"least_gain_over_alone.{name}"] = round(min(values), 4)
+    return found
+
+
+def main() -> None:
+    """Train the cells that are asked for and not there yet; write result and figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of a market")
+    parser.add_argument("--describe", type=Path, help="its description, where it holds none")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="numbers of the runs")
+    parser.add_argument("--epsilons", nargs="+", default=EPSILONS, choices=EPSILONS)
+    parser.add_argument("--held-out", type=int, default=40, help="shoppers measured on, of a shop")
+    parser.add_argument("--results", type=Path, default=RESULT)
+    asked = parser.parse_args()
+    defaults = ServerSettings()
+    base = resolve_base(defaults.base)
+    spec = AdapterSpec(rank=defaults.adapter.rank, layers=top_layers(base, defaults.adapter.layers))
+    model = LoraModel(base, spec, cache_bytes=2**31)
+    recipe = defaults.recipe
+    shops = load_shops(asked.data, model, recipe, held_out=asked.held_out, describe=asked.describe)
+    settings = Settings(recipe=recipe, server=defaults.optimizer)
+    data = asked.data.resolve().name
+    old = json.loads(asked.results.read_text()) if asked.results.is_file() else {}
+    table: list[Row] = old.get("table", [])
+
+    def save() -> None:
+        commands = {c for c in str(old.get("command", "")).split(" ; ") if c}
+        command = f"python benchmarks/dp_utility.py --data PATH/{data} --seeds {len(asked.seeds)}"
+        write_result(
+            asked.results,
+            command=" ; ".join(sorted(commands | {command})),
+            metrics=metrics_of(table),
+            table=table,
+            notes=NOTES,
+        )
+
+    zero = Arms(model, shops, settings)
+    if not any(r["data"] == data and r["arm"] == "base" for r in table):
+        table += [
+            {
+                "data": data,
+                "seed": 0,
+                "epsilon": "none",
+                **row(zero, s, "base", zero.zero, write=True),
+            }
+            for s in shops
+        ]
+    for seed in asked.seeds:
+        for epsilon in asked.epsilons:
+            place = {"data": data, "seed": seed, "epsilon": epsilon}
+            if any(place.items() <= r.items() and r["arm"] != "base" for r in table):
+                continue
+            started = time.monotonic()
+            wanted = replace(settings, epsilon=None if epsilon == "none" else float(epsilon))
+            table += [{**place, **r} for r in cell(model, shops, wanted, write=seed == 0)]
+            save()
+            print(place, f"{time.monotonic() - started:.0f} s", flush=True)
+    save()
+    draw_utility(metrics_of(table), FIGURE)
+
+
+if __name__ == "__main__":
+    main()
