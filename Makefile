@@ -57,8 +57,12 @@ serve: $(READY) ## Serve what was trained
 simulate: $(READY) ## 100 simulated merchants in one process
 	@$(BIN)/handbill simulate
 
-bench: $(READY) ## Run the benchmarks that write benchmarks/results
-	@$(BIN)/handbill demo --cold --results benchmarks/results/first_light.json $(DEMO)
+bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a market, adds those that need one)
+	@$(BIN)/handbill demo --cold --results benchmarks/results/first_light.json $(if $(DATA),--data $(DATA)) $(DEMO)
+	@$(BIN)/python benchmarks/dp_accountants.py
+	@$(BIN)/python benchmarks/dp_audit.py
+	@$(BIN)/python benchmarks/dp_training.py $(if $(DATA),--data $(DATA))
+	@$(if $(DATA),$(BIN)/python benchmarks/dp_utility.py --data $(DATA),true)
 
 clean: ## Remove the virtual environment, caches and the demo's world
 	@rm -rf $(VENV) .handbill .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -10,16 +10,20 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from utility_interest import load_market
+
+from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Recipe
 from handbill.generator.adapters import AdapterSpec, Tensors, top_layers
 from handbill.generator.base_models import resolve_base
+from handbill.generator.interest import InterestModel
 from handbill.generator.lora import LoraModel
 from handbill.server.settings import ServerSettings
-from handbill.simulations.arms import Arms, Settings, Shop, load_shops
+from handbill.simulations.arms import Arms, Model, Settings, Shop, load_shops, written
 from handbill.simulations.figures import draw_utility
 from handbill.simulations.results import write_result
 
@@ -28,6 +32,18 @@ RESULT: Final = HERE / "results" / "dp_utility.json"
 FIGURE: Final = HERE.parent / "docs" / "utility.svg"
 EPSILONS: Final = ("none", "8", "4", "1")
 ARMS: Final = ("alone", "global", "personal")
+# For the model of shoppers' interest, whose rows cost next to nothing: many steps.
+INTEREST_SETTINGS: Final = Settings(
+    recipe=Recipe(
+        rounds=20,
+        personal_steps=10,
+        expected_users=32,
+        rows_per_user=4,
+        batch_rows=64,
+        personal_learning_rate=2e-2,
+    ),
+    server=ServerOptimizer(learning_rate=5e-2),
+)
 WRITTEN: Final = 12  # held-out shoppers of a shop that copy is written for, by the first seed
 NOTES: Final = (
     "Held-out loss in nats a token, ROUGE-L and distinct-2 of greedy copy; means over seeds. All arms "
@@ -40,22 +56,34 @@ NOTES: Final = (
 Row = dict[str, Any]
 
 
-def alone(model: LoraModel, shop: Shop, settings: Settings) -> Tensors:
-    """A federation of one: as many private steps, and the server's own optimiser."""
-    recipe = settings.recipe
-    most = int(shop.policy.users * shop.policy.max_sampling_rate)
-    one = replace(
-        settings,
-        recipe=replace(
-            recipe,
-            rounds=recipe.private_steps,
-            local_steps=1,
-            personal_steps=0,
-            expected_users=max(1, min(recipe.expected_users, most)),
-        ),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Market:
+    """A data set with the model and the settings it is for; ``language`` if it can write copy."""
+
+    model: Model
+    shops: list[Shop]
+    settings: Settings
+    language: LoraModel | None = None
+
+
+def market(folder: Path, *, describe: Path | None, held_out: int) -> Market:
+    """Load a data set: the renters for the model of interest, every other for copy."""
+    if folder.name == "rent_the_runway_interest":
+        interest = InterestModel()
+        return Market(
+            model=interest, shops=load_market(folder, interest), settings=INTEREST_SETTINGS
+        )
+    defaults = ServerSettings()
+    base = resolve_base(defaults.base)
+    spec = AdapterSpec(rank=defaults.adapter.rank, layers=top_layers(base, defaults.adapter.layers))
+    model = LoraModel(base, spec, cache_bytes=2**31)
+    recipe = defaults.recipe
+    return Market(
+        model=model,
+        shops=load_shops(folder, model, recipe, held_out=held_out, describe=describe),
+        settings=Settings(recipe=recipe, server=defaults.optimizer),
+        language=model,
     )
-    *_, last = Arms(model, [shop], one).together()
-    return last
 
 
 def takes_part(shop: Shop, recipe: Recipe) -> bool:
@@ -64,30 +92,30 @@ def takes_part(shop: Shop, recipe: Recipe) -> bool:
     return recipe.expected_users <= policy.users * policy.max_sampling_rate
 
 
-def cell(model: LoraModel, shops: list[Shop], settings: Settings, *, write: bool) -> Iterator[Row]:
+def cell(given: Market, settings: Settings, *, write: bool) -> Iterator[Row]:
     """Train every arm at one epsilon; one row for each shop and arm."""
-    members = [shop for shop in shops if takes_part(shop, settings.recipe)]
-    arms = Arms(model, members, settings)
+    members = [shop for shop in given.shops if takes_part(shop, settings.recipe)]
+    arms = Arms(given.model, members, settings)
     *_, together = arms.together()
-    for shop in shops:
+    for shop in given.shops:
         for arm in ARMS:
             if arm == "alone":
-                weights = alone(model, shop, settings)
+                weights = arms.alone(shop)
             elif arm == "global" or shop not in members:
                 weights = together
             else:
                 weights = arms.personal(shop, together)
-            yield row(arms, shop, arm, weights, write=write)
+            yield row(given, shop, arm, weights, write=write)
 
 
-def row(arms: Arms, shop: Shop, arm: str, weights: Tensors, *, write: bool) -> Row:
+def row(given: Market, shop: Shop, arm: str, weights: Tensors, *, write: bool) -> Row:
     """What one shop's arm reached."""
-    found: Row = {"merchant": shop.id, "users": len(shop.users), "arm": arm}
-    found["loss"] = round(arms.loss(shop, weights), 4)
-    if write:
-        found |= {
-            name: round(value, 4) for name, value in arms.written(shop, weights, WRITTEN).items()
-        }
+    given.model.load(weights)
+    loss = given.model.held_out_loss(shop.held_out, batch=16)
+    found: Row = {"merchant": shop.id, "users": len(shop.users), "arm": arm, "loss": round(loss, 4)}
+    if write and given.language:
+        texts = written(given.language, shop, given.settings.recipe, WRITTEN)
+        found |= {name: round(value, 4) for name, value in texts.items()}
     return found
 
 
@@ -130,13 +158,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=40, help="shoppers measured on, of a shop")
     parser.add_argument("--results", type=Path, default=RESULT)
     asked = parser.parse_args()
-    defaults = ServerSettings()
-    base = resolve_base(defaults.base)
-    spec = AdapterSpec(rank=defaults.adapter.rank, layers=top_layers(base, defaults.adapter.layers))
-    model = LoraModel(base, spec, cache_bytes=2**31)
-    recipe = defaults.recipe
-    shops = load_shops(asked.data, model, recipe, held_out=asked.held_out, describe=asked.describe)
-    settings = Settings(recipe=recipe, server=defaults.optimizer)
+    given = market(asked.data.resolve(), describe=asked.describe, held_out=asked.held_out)
     data = asked.data.resolve().name
     old = json.loads(asked.results.read_text()) if asked.results.is_file() else {}
     table: list[Row] = old.get("table", [])
@@ -152,25 +174,18 @@ def main() -> None:
             notes=NOTES,
         )
 
-    zero = Arms(model, shops, settings)
     if not any(r["data"] == data and r["arm"] == "base" for r in table):
-        table += [
-            {
-                "data": data,
-                "seed": 0,
-                "epsilon": "none",
-                **row(zero, s, "base", zero.zero, write=True),
-            }
-            for s in shops
-        ]
+        place = {"data": data, "seed": 0, "epsilon": "none"}
+        zero = Arms(given.model, given.shops, given.settings).zero
+        table += [{**place, **row(given, shop, "base", zero, write=True)} for shop in given.shops]
     for seed in asked.seeds:
         for epsilon in asked.epsilons:
             place = {"data": data, "seed": seed, "epsilon": epsilon}
             if any(place.items() <= r.items() and r["arm"] != "base" for r in table):
                 continue
             started = time.monotonic()
-            wanted = replace(settings, epsilon=None if epsilon == "none" else float(epsilon))
-            table += [{**place, **r} for r in cell(model, shops, wanted, write=seed == 0)]
+            wanted = replace(given.settings, epsilon=None if epsilon == "none" else float(epsilon))
+            table += [{**place, **r} for r in cell(given, wanted, write=seed == 0)]
             save()
             print(place, f"{time.monotonic() - started:.0f} s", flush=True)
     save()

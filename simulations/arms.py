@@ -7,10 +7,10 @@ optimiser are the product's own; what is left out is the network, the ledger and
 which change no number.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -28,29 +28,48 @@ from handbill.privacy.accounting import calibrate_noise
 from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.events import PrivateSteps
 from handbill.privacy.noise import Noise, SecureNoise
-from handbill.privacy.training import StepPlan, take_private_steps
+from handbill.privacy.training import PrivateModel, StepPlan, take_private_steps
 
 NON_PRIVATE = 1e-9  # noise multiplier of the arms without privacy: the same code, no noise to see
 
 
+class Model(PrivateModel[Any], Protocol):
+    """What arms train: the language model, or the model of shoppers' interest."""
+
+    shapes: dict[str, tuple[int, int]]
+
+    def load(self, tensors: Tensors) -> None:
+        """Set what is trained."""
+
+    def tensors(self) -> Tensors:
+        """Return a copy of what is trained."""
+
+    def held_out_loss(self, rows: Sequence[Any], *, batch: int) -> float:
+        """Return the mean loss in nats."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shop:
-    """A merchant of an experiment: what it trains on and what it is measured on."""
+    """A merchant of an experiment: what it trains on and what it is measured on.
+
+    Attributes:
+        users: Every shopper's rows, as the model takes them.
+        examples: The held-out rows as text, where copy can be written for them.
+    """
 
     id: str
-    users: Sequence[Sequence[EncodedExample]]
-    held_out: Sequence[EncodedExample]
-    examples: Sequence[Example]
+    users: Sequence[Sequence[Any]]
+    held_out: Sequence[Any]
+    examples: Sequence[Example] = ()
     policy: Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """A recipe, with what an arm that trains alone does instead of rounds.
+    """A recipe, the server's optimiser and the budget.
 
     Attributes:
         epsilon: Of each merchant, for everything it does; None trains without privacy.
-        alone_learning_rate: Of Adam over all ``private_steps`` where a merchant trains alone.
         adam: Which Adam a merchant uses for its own steps.
         adapt: Whether the clipping norm follows a quantile.
     """
@@ -58,7 +77,6 @@ class Settings:
     recipe: Recipe = field(default_factory=Recipe)
     server: ServerOptimizer = field(default_factory=lambda: ServerOptimizer(learning_rate=3e-2))
     epsilon: float | None = 8.0
-    alone_learning_rate: float = 1e-2
     adam: Literal["adam", "dp-adam"] = "adam"
     adapt: AdaptiveClipping | None = None
 
@@ -118,17 +136,28 @@ class Arms:
     ``given`` holds what each shop sent in the rounds, which its own adapter begins with.
     """
 
-    def __init__(self, model: LoraModel, shops: Sequence[Shop], settings: Settings) -> None:
+    def __init__(self, model: Model, shops: Sequence[Shop], settings: Settings) -> None:
         self.model, self.shops, self.settings = model, shops, settings
         self.noise: Noise = SecureNoise()
         self.given: dict[str, list[Tensors]] = {shop.id: [] for shop in shops}
         self.zero: Tensors = {n: np.zeros(s, np.float32) for n, s in model.shapes.items()}
 
     def alone(self, shop: Shop) -> Tensors:
-        """The whole budget on the shop's own data: as many private steps, by Adam."""
-        steps = self.settings.recipe.private_steps
-        rate = self.settings.alone_learning_rate
-        return self._steps(shop, self.zero, steps, learning_rate=rate)
+        """The whole budget on the shop's own data: a federation of one, with as many steps.
+
+        A shop too small for the recipe samples as many shoppers as its policy allows.
+        """
+        recipe = self.settings.recipe
+        most = max(1, int(shop.policy.users * shop.policy.max_sampling_rate))
+        own = replace(
+            recipe,
+            rounds=recipe.private_steps,
+            local_steps=1,
+            personal_steps=0,
+            expected_users=min(recipe.expected_users, most),
+        )
+        *_, last = Arms(self.model, [shop], replace(self.settings, recipe=own)).together()
+        return last
 
     def together(self) -> Iterator[Tensors]:
         """The global adapter after each round."""
@@ -175,18 +204,6 @@ class Arms:
         self.model.load(weights)
         return self.model.held_out_loss(shop.held_out, batch=16)
 
-    def written(self, shop: Shop, weights: Tensors, count: int) -> Mapping[str, float]:
-        """ROUGE-L against the true copy and distinct-2 of greedy copy, both in [0, 1]."""
-        self.model.load(weights)
-        recipe, some = self.settings.recipe, shop.examples[:count]
-        prompts = [
-            render_prompt(self.model.tokenizer, row.request, max_tokens=recipe.max_prompt_tokens)
-            for row in some
-        ]
-        texts = self.model.write(prompts, max_tokens=recipe.max_copy_tokens)
-        rouge = [rouge_l(text, row.text) for text, row in zip(texts, some, strict=True)]
-        return {"rouge_l": float(np.mean(rouge)), "distinct_2": distinct_n(texts, 2)}
-
     def _steps(
         self,
         shop: Shop,
@@ -218,6 +235,18 @@ class Arms:
         )
         take_private_steps(self.model, shop.users, plan, noise=self.noise)
         return self.model.tensors()
+
+
+def written(model: LoraModel, shop: Shop, recipe: Recipe, count: int) -> dict[str, float]:
+    """ROUGE-L against the true copy and distinct-2 of the model's greedy copy, both in [0, 1]."""
+    some = shop.examples[:count]
+    prompts = [
+        render_prompt(model.tokenizer, row.request, max_tokens=recipe.max_prompt_tokens)
+        for row in some
+    ]
+    texts = model.write(prompts, max_tokens=recipe.max_copy_tokens)
+    rouge = [rouge_l(text, row.text) for text, row in zip(texts, some, strict=True)]
+    return {"rouge_l": float(np.mean(rouge)), "distinct_2": distinct_n(texts, 2)}
 
 
 def varied(settings: Settings, **changes: object) -> Settings:
