@@ -29,6 +29,7 @@ def build_report(demo: Demo) -> DemoReport:
         base=config.settings.base,
         shops=[_shop(demo, shop, name) for shop, name in names.items()],
         curve=_curve(demo, names),
+        seconds=outcome.seconds,
         stages=outcome.stages,
         peak_memory_mib={k: round(v, 1) for k, v in sorted(demo.watch.peak_mib.items())},
         samples=list(_samples(demo, names, show_shopper=invented)),

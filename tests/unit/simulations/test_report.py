@@ -58,6 +58,7 @@ def report(*shops, **facts):
         "shops": shops,
         "curve": {s.name: [(0, 3.2), (1, 2.9), (2, 2.7)] for s in shops}
         | {PROBE: [(0, 3.3), (2, 2.8)]},
+        "seconds": 311.0,
         "stages": {"check the data": 3.1, "train together": 302.0},
         "peak_memory_mib": {"server": 812.0, "trainer": 1630.4},
         "samples": [
@@ -153,6 +154,7 @@ def test_names_and_copy_are_escaped(tmp_path):
             Sample(shop=HOSTILE, title=HOSTILE, shopper=HOSTILE, before=HOSTILE, after=HOSTILE)
         ],
         commands=[HOSTILE],
+        seconds=1.0,
         stages={HOSTILE: 1.0},
         versions={HOSTILE: HOSTILE},
     )
