@@ -40,9 +40,9 @@ INTEREST_SETTINGS: Final = Settings(
         expected_users=32,
         rows_per_user=4,
         batch_rows=64,
-        personal_learning_rate=2e-2,
+        personal_learning_rate=1e-3,
     ),
-    server=ServerOptimizer(learning_rate=5e-2),
+    server=ServerOptimizer(learning_rate=1e-2),
 )
 WRITTEN: Final = 12  # held-out shoppers of a shop that copy is written for, by the first seed
 NOTES: Final = (
@@ -69,7 +69,7 @@ class Market:
 def market(folder: Path, *, describe: Path | None, held_out: int) -> Market:
     """Load a data set: the renters for the model of interest, every other for copy."""
     if folder.name == "rent_the_runway_interest":
-        interest = InterestModel()
+        interest = InterestModel(buckets=128, hidden=8)
         return Market(
             model=interest, shops=load_market(folder, interest), settings=INTEREST_SETTINGS
         )

@@ -55,16 +55,11 @@ def _facts(rental: Mapping[str, Any]) -> dict[str, str]:
     def band(name: str, width: int) -> str:
         return "" if rental[name] is None else str(int(rental[name]) // width)
 
-    facts = {
+    return {
         "occasion": rental["rented_for"] or "",
         "body": rental["body_type"] or "",
         "age": band("age", 10),
         "height": band("height_in", 3),
         "size": band("size", 4),
         "category": rental["merchant"],
-        "item": f"{rental['merchant']}/{rental['item_id']}",
     }
-    crosses = {
-        f"{a}*{b}": f"{facts[a]}*{facts[b]}" for a, b in (("body", "size"), ("age", "occasion"))
-    }
-    return facts | crosses
