@@ -190,7 +190,7 @@ def test_manifests_hold_every_merchants_dp_statement(ran):
         assert whose == ([manifest.tenant] if manifest.tenant else ran.shops)
         for statement in manifest.privacy:
             assert 0 < statement["epsilon"] <= 8
-            assert 0 < statement["delta"] < 1e-3
+            assert 0 < statement["delta"] <= 1e-3
             assert statement["unit"] == "user-within-one-merchant"
             assert statement["steps"] == (2 if manifest.tenant else 1)
             assert all(event["noise_multiplier"] > 0 for event in statement["events"])

@@ -63,6 +63,7 @@ def test_noise_is_what_the_whole_budget_pays_for(arms):
 
 def test_without_privacy_there_is_no_noise_to_see(arms):
     arms.settings = replace(SETTINGS, epsilon=None)
-    one = replace(arms.shops[0], policy=replace(arms.shops[0].policy, users=20))  # all, each time
+    everybody = replace(arms.shops[0].policy, users=20, max_sampling_rate=1.0)  # in each step
+    one = replace(arms.shops[0], policy=everybody)
     first, second = arms.alone(one), arms.alone(one)
     assert all(np.allclose(first[name], second[name], atol=1e-4) for name in first)
