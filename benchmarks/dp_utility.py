@@ -29,7 +29,7 @@ from handbill.simulations.results import write_result
 
 HERE: Final = Path(__file__).parent
 RESULT: Final = HERE / "results" / "dp_utility.json"
-FIGURE: Final = HERE.parent / "docs" / "utility.svg"
+FIGURES: Final = HERE.parent / "docs"
 EPSILONS: Final = ("none", "8", "4", "1")
 ARMS: Final = ("alone", "global", "personal")
 # For the model of shoppers' interest, whose rows cost next to nothing: many steps.
@@ -148,6 +148,20 @@ def _compared(metrics: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
+def commands_of(table: list[Row]) -> list[str]:
+    """What reproduces the cells that are there, a command for each data set."""
+    found = []
+    for data in sorted({one["data"] for one in table}):
+        cells = [one for one in table if one["data"] == data and one["arm"] != "base"]
+        seeds = " ".join(str(seed) for seed in sorted({one["seed"] for one in cells}))
+        epsilons = " ".join(e for e in EPSILONS if any(one["epsilon"] == e for one in cells))
+        found.append(
+            f"python benchmarks/dp_utility.py --data PATH/{data} --seeds {seeds} "
+            f"--epsilons {epsilons}"
+        )
+    return found
+
+
 def main() -> None:
     """Train the cells that are asked for and not there yet; write result and figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -164,11 +178,9 @@ def main() -> None:
     table: list[Row] = old.get("table", [])
 
     def save() -> None:
-        commands = {c for c in str(old.get("command", "")).split(" ; ") if c}
-        command = f"python benchmarks/dp_utility.py --data PATH/{data} --seeds {len(asked.seeds)}"
         write_result(
             asked.results,
-            command=" ; ".join(sorted(commands | {command})),
+            command=" ; ".join(commands_of(table)),
             metrics=metrics_of(table),
             table=table,
             notes=NOTES,
@@ -189,7 +201,8 @@ def main() -> None:
             save()
             print(place, f"{time.monotonic() - started:.0f} s", flush=True)
     save()
-    draw_utility(metrics_of(table), FIGURE)
+    mine = {name: value for name, value in metrics_of(table).items() if f".{data}." in name}
+    draw_utility(mine, FIGURES / f"utility_{data}.svg")
 
 
 if __name__ == "__main__":

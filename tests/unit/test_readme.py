@@ -34,3 +34,19 @@ def test_result_file_has_the_form_every_benchmark_has():
     wanted = {"name", "command", "commit", "date", "machine", "versions", "metrics", "table"}
     assert wanted <= RESULT.keys()
     assert all(isinstance(value, int | float) for value in RESULT["metrics"].values())
+
+
+def test_the_utility_table_of_the_docs_is_what_was_measured():
+    path = ROOT / "benchmarks" / "results" / "dp_utility.json"
+    metrics = json.loads(path.read_text())["metrics"]
+    page = (ROOT / "docs" / "private-training.md").read_text().replace("**", "")
+    for shop in ("amazon-books", "google-local", "yelp-local"):
+        for epsilon in ("8", "1"):
+            base, *arms = (
+                f"{metrics[f'loss.xrec_reasons_en.{shop}.{arm}']:.2f}"
+                for arm in (
+                    "base.none",
+                    *(f"{a}.{epsilon}" for a in ("alone", "global", "personal")),
+                )
+            )
+            assert f"| {base} | {epsilon} | {' | '.join(arms)} |" in page
