@@ -235,13 +235,21 @@ def _parse_json(raw: str) -> tuple[str, dict[str, str]]:
 
 
 def _as_text(value: Any) -> str | None:
-    """A cell as text: null is empty, a list is joined with commas; None for a nested object."""
+    """A cell as text; None where it is nested deeper than one list or one object of values.
+
+    Null is empty, a list is joined with commas, and so is an object: ``{"Size": "L"}`` is "Size L".
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (str, int, float)):
         return str(value)
+    if isinstance(value, dict):
+        if any(isinstance(part, (dict, list)) for part in value.values()):
+            return None
+        parts = {name.rstrip(":"): _as_text(part) for name, part in value.items()}
+        return ", ".join(f"{name} {part.strip()}" for name, part in parts.items() if part)
     if isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
         return ", ".join(str(part) for part in value)
     return None
