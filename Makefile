@@ -63,6 +63,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/python benchmarks/dp_audit.py
 	@$(BIN)/python benchmarks/dp_training.py $(if $(DATA),--data $(DATA))
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_utility.py --data $(DATA),true)
+	@$(if $(DATA),$(BIN)/python benchmarks/dp_sweep.py --data $(DATA),true)
 
 clean: ## Remove the virtual environment, caches and the demo's world
 	@rm -rf $(VENV) .handbill .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

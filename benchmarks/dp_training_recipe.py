@@ -31,8 +31,8 @@ from handbill.privacy.training import StepPlan, take_private_steps
 from handbill.server.settings import AdapterSettings
 from handbill.simulations.arms import Shop, load_shops
 
-STEPS, EXPECTED, SEEDS = 6, 20, 3
-STOCK_RATES, OUR_RATES = (2e-3, 4e-3), (1e-2, 2e-2)
+STEPS, EXPECTED, SEEDS = 6, 20, 1
+STOCK_RATES, OUR_RATES = (4e-3, 1e-2), (2e-2, 3e-2)
 HELD_OUT = 48
 
 

@@ -111,11 +111,12 @@ def make_source(
         tree: Its parsed TOML.
         info: Who the shop is.
         folder: What relative file names are relative to.
-        where: Filter added to that of ``[rows]``; a market file gives each shop its own.
+        where: Filter added to that of ``[rows]``, and of every other table that has its column;
+            a market file gives each shop its own.
     """
     rows = _table(path, tree, "rows", folder=folder, where=where)
     products, shoppers, events = (
-        _table(path, tree, name, folder=folder) if name in tree else None
+        _table(path, tree, name, folder=folder, where=where) if name in tree else None
         for name in ("products", "shoppers", "events")
     )
     if "title" not in rows.columns and (products is None or "title" not in products.columns):
@@ -194,7 +195,7 @@ def _table(
 ) -> TableSpec:
     table = section(path, tree, name)
     must, may = KEYS[name]
-    filters = ("where",) if name == "rows" else ()
+    filters = ("where",) if name in {"rows", "products"} else ()
     refuse_unknown(path, f"{name}.", table, ("file", *filters, *must, *may))
     for key in ("file", *must):
         if key not in table:
@@ -204,9 +205,10 @@ def _table(
         key: text_of(path, f"{name}.{key}", table[key]) for key in (*must, *may) if key in table
     }
     wanted = {f"{name}.{key}": column for key, column in columns.items()}
-    kept = _filters(path, f"{name}.where", table.get("where", {})) | dict(where or {})
-    wanted |= {f"{name}.where": column for column in kept}
     there = columns_of(file)
+    shared = {c: value for c, value in (where or {}).items() if name == "rows" or c in there}
+    kept = _filters(path, f"{name}.where", table.get("where", {})) | shared
+    wanted |= {f"{name}.where": column for column in kept}
     for key, column in wanted.items():
         if column not in there:
             raise InputError(

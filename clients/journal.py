@@ -23,6 +23,7 @@ from handbill.privacy.faults import faultpoint
 # Updates. A round is retried at once or never; a shop's own adapter begins with the last ones,
 # and with momentum 0.9 what is older than that hardly counts.
 _KEEP: Final = 16
+_ORDER: Final = {"warmup": -1, "global": 0, "personal": 1}  # of a run's stages
 
 
 class Journal:
@@ -50,7 +51,7 @@ class Journal:
         """
         path = self._folder / "last.json"
         last: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        place = [asked.stage == "personal", asked.round, asked.attempt]
+        place = [_ORDER[asked.stage], asked.round, asked.attempt]
         seen = last.get(asked.run)
         if seen == [*place, digest]:
             return

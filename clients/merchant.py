@@ -34,6 +34,8 @@ class Merchant:
         data: Folder of the shop's data, or of the market that holds it.
         server: Address of the SuperLink, ``host:port``.
         base: Name of the base model on this machine.
+        dtype: What the frozen base computes in: ``float32``, or ``bfloat16`` for half the memory,
+            with one shopper computed at a time.
         threads: CPU threads of the trainer; 0 leaves it to PyTorch.
     """
 
@@ -44,10 +46,13 @@ class Merchant:
     server: str
     base: str
     device: str = "cpu"
+    dtype: str = "float32"
     threads: int = 0
 
     def __post_init__(self) -> None:
         check_tenant(self.id)
+        if self.dtype not in {"float32", "bfloat16"}:
+            raise InputError(f"{MERCHANT_FILE}: dtype={self.dtype!r}: float32 or bfloat16")
 
     def save(self, home: Path) -> None:
         """Write ``merchant.toml``."""
@@ -73,6 +78,8 @@ class Policy:
         max_sampling_rate: No step may be expected to use a larger share of the shoppers.
         held_out: Share of the shoppers kept out of training, to measure on.
         personal: Whether the shop's own adapter may be trained and sent.
+        catalogue: Whether product descriptions may be trained on without noise: say false where
+            a shopper is in them.
         lost_ledger_head: The head of a ledger that is lost for good: that the ledger of now does
             not hold it stops training no more.
     """
@@ -86,6 +93,7 @@ class Policy:
     max_rows_per_user: int = 16
     held_out: float = 0.1
     personal: bool = True
+    catalogue: bool = True
     lost_ledger_head: str = ""
 
     def __post_init__(self) -> None:
@@ -131,7 +139,7 @@ class Policy:
         """Refuse an instruction this policy does not allow.
 
         Returns:
-            The sampling rate of a private step.
+            The sampling rate of a private step; 0 for a warm-up, which samples no shopper.
 
         Raises:
             PolicyError: Naming the limit and what was asked.
@@ -141,6 +149,10 @@ class Policy:
                 "the server trains another base model than the one on this machine; install "
                 "the same base, or ask the operator"
             )
+        if asked.stage == "warmup":
+            if not self.catalogue:
+                raise PolicyError("the policy does not allow training on the catalogue")
+            return 0.0
         if asked.stage == "personal" and not self.personal:
             raise PolicyError("the policy does not allow training the shop's own adapter")
         if self.users < self.min_users:

@@ -48,6 +48,7 @@ def init_merchant(
     describe: Path | None = None,
     base: str = "",
     device: str = "cpu",
+    dtype: str = "float32",
     threads: int = 0,
     epsilon: float = 8.0,
 ) -> Path:
@@ -61,6 +62,7 @@ def init_merchant(
         describe: A description that lies outside ``data``.
         base: Name of the base model; the kit's unless given.
         device: Where the trainer runs.
+        dtype: What the frozen base computes in.
         threads: CPU threads of the trainer; 0 leaves it to PyTorch.
         epsilon: The limit for everything this shop ever sends.
 
@@ -83,6 +85,7 @@ def init_merchant(
         server=about["server"],
         base=base or about["base"],
         device=device,
+        dtype=dtype,
         threads=threads,
     )
     resolve_base(merchant.base)  # converted or fetched now, so that nothing is at run time

@@ -38,6 +38,7 @@ class ShopData:
     Attributes:
         rows: In file order.
         by_user: Shopper to that shopper's rows; the privacy unit is the shopper.
+        catalogue: Product descriptions, as copy to learn from: no shopper is in them.
         rejects: Rows of any table that were set aside.
         n_read: Records of the rows table that are this shop's: usable ones and rejects.
         events: Kind of event to how many; counted, and used for nothing else yet.
@@ -45,6 +46,7 @@ class ShopData:
 
     info: ShopInfo
     rows: tuple[Example, ...] = field(repr=False)
+    catalogue: tuple[Example, ...] = field(default=(), repr=False)
     rejects: tuple[Reject, ...] = field(default=(), repr=False)
     n_read: int = 0
     events: dict[str, int] = field(default_factory=dict, repr=False)
@@ -154,6 +156,7 @@ class _Loading:
         return ShopData(
             info=self.source.info,
             rows=rows,
+            catalogue=tuple(self._catalogue()),
             n_read=self.n_read,
             events=self._events(),
             rejects=tuple(self.rejects),
@@ -171,7 +174,12 @@ class _Loading:
         joined = _Joined(file=spec.file.name, column=column, fields={}, bad_lines={})
         lines: dict[str, int] = {}
         for record in read_table(spec.file):
-            cells, problem = clean_cells(record, spec.columns, must=(key_field,))
+            mine, problem = _belongs(record, spec)
+            if not mine:
+                continue
+            cells: dict[str, str] = {}
+            if not problem:
+                cells, problem = clean_cells(record, spec.columns, must=(key_field,))
             key = cells.pop(key_field) if cells else record.values.get(column, "").strip()
             if not problem and key in lines:
                 problem = f"{column}: the same as on line {lines[key]}; the first one stands"
@@ -225,13 +233,36 @@ class _Loading:
         )
         return Example(user=user, item=item, request=request, text=text)
 
+    def _catalogue(self) -> Iterator[Example]:
+        """Every product of the shop that has a name and a description, whoever bought it.
+
+        Where shops share a table of products, only its own column can tell whose a product is:
+        which of them shoppers' rows point at is private.
+        """
+        spec = self.source.products
+        if spec is None or self.products is None or (self.source.rows.where and not spec.where):
+            return
+        for item, fields in self.products.fields.items():
+            text = fields.get("description", "")
+            if text and fields.get("title"):
+                known = {name: value for name, value in fields.items() if name != "description"}
+                request = CopyRequest(
+                    **known, language=self.source.info.language, scenario="product_description"
+                )
+                yield Example(user="", item=item, request=request, text=text)
+
     def _events(self) -> dict[str, int]:
         spec = self.source.events
         if spec is None:
             return {}
         counts: Counter[str] = Counter()
         for record in read_table(spec.file):
-            cells, problem = clean_cells(record, spec.columns, must=("user", "item", "kind"))
+            mine, problem = _belongs(record, spec)
+            if not mine:
+                continue
+            cells: dict[str, str] = {}
+            if not problem:
+                cells, problem = clean_cells(record, spec.columns, must=("user", "item", "kind"))
             for joined, key in ((self.products, "item"), (self.shoppers, "user")):
                 if joined is not None and not problem:
                     problem = joined.problem(cells[key], spec.columns[key])

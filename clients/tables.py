@@ -239,20 +239,24 @@ def _as_text(value: Any) -> str | None:
 
     Null is empty, a list is joined with commas, and so is an object: ``{"Size": "L"}`` is "Size L".
     """
+    if isinstance(value, dict):
+        named = {name.rstrip(":"): _scalar(part) for name, part in value.items()}
+        if None in named.values():
+            return None
+        return ", ".join(f"{name} {part}" for name, part in named.items() if part)
+    if isinstance(value, list):
+        parts = [_scalar(part) for part in value]
+        return None if None in parts else ", ".join(part for part in parts if part)
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str | None:
+    """A single JSON value as text, None for a list or an object."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    if isinstance(value, dict):
-        if any(isinstance(part, (dict, list)) for part in value.values()):
-            return None
-        parts = {name.rstrip(":"): _as_text(part) for name, part in value.items()}
-        return ", ".join(f"{name} {part.strip()}" for name, part in parts.items() if part)
-    if isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
-        return ", ".join(str(part) for part in value)
-    return None
+    return None if isinstance(value, (list, dict)) else str(value)
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:

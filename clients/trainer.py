@@ -29,6 +29,7 @@ from handbill.clients.merchant import (
     Policy,
 )
 from handbill.clients.shop import ShopData, load_shop, split_users
+from handbill.clients.warmup import plain_step
 from handbill.errors import InputError, NonFiniteUpdateError, PolicyError, ProtocolError
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
 from handbill.generator.adapters import AdapterSpec, Tensors
@@ -55,11 +56,15 @@ CURVE_ROWS: Final = 8  # held-out rows looked at in every round, for the shop's 
 
 @dataclass(frozen=True, slots=True)
 class ShopUsers:
-    """A shop's rows by shopper, split once into shoppers to train on and shoppers held out."""
+    """A shop's rows by shopper, split once into shoppers to train on and shoppers held out.
+
+    ``catalogue`` is what the shop says of its products, with no shopper in it.
+    """
 
     train: tuple[tuple[Example, ...], ...]
     held_out: tuple[Example, ...]
     rejected: int
+    catalogue: tuple[Example, ...] = ()
 
     @classmethod
     def of(cls, shop: ShopData, *, held_out: float) -> "ShopUsers":
@@ -67,7 +72,7 @@ class ShopUsers:
         train, rest = split_users(shop, held_out_fraction=held_out, seed_label=SPLIT_LABEL)
         rows = tuple(rows[0] for _, rows in sorted(rest.by_user.items()))
         users = tuple(rows for _, rows in sorted(train.by_user.items()))
-        return cls(users, rows, len(shop.rejects))
+        return cls(users, rows, len(shop.rejects), shop.catalogue)
 
 
 class Trainer:
@@ -124,19 +129,26 @@ class Trainer:
         self._journal.admit(asked, signed.digest)
         update = self._journal.recall(asked)
         if update is None:
-            update = self._train(asked, weights, rate)
+            if asked.stage == "warmup":
+                update = self._warm_up(asked, weights)
+            else:
+                update = self._train(asked, weights, rate)
             faultpoint("trainer.after_training")
             self._journal.keep(asked, update)
             faultpoint("trainer.kept")
-        privacy = self._budget.statement(asked.recipe, rng=self._noise.description)
-        report = self._report(asked, update, {"merchant": self.merchant.id, **privacy})
+        privacy: dict[str, object] = {}
+        if asked.stage != "warmup":
+            statement = self._budget.statement(asked.recipe, rng=self._noise.description)
+            privacy = {"merchant": self.merchant.id, **statement}
+        report = self._report(asked, update, privacy)
         faultpoint("trainer.before_send")
         return report
 
     def model_for(self, spec: AdapterSpec) -> LoraModel:
         """The model with the adapter that is trained, loaded once."""
         if self._model is None or self._model.spec != spec:
-            self._model = LoraModel(self._base, spec, device=self.merchant.device)
+            merchant = self.merchant
+            self._model = LoraModel(self._base, spec, device=merchant.device, dtype=merchant.dtype)
         return self._model
 
     def encode(self, rows: Sequence[Example], recipe: Recipe) -> list[EncodedExample]:
@@ -152,6 +164,28 @@ class Trainer:
                     max_copy_tokens=recipe.max_copy_tokens,
                 )
         return [self._encoded[row] for row in rows]
+
+    def _warm_up(self, asked: Instruction, weights: Tensors) -> Tensors:
+        """One step on product descriptions, without noise; returns local minus global weights."""
+        recipe = asked.recipe
+        model = self.model_for(asked.spec)
+        model.load(weights)
+        rows = [row for row in self.encode(self.users.catalogue, recipe) if len(row) > row.n_prompt]
+        if not rows:
+            raise PolicyError(
+                "this shop has no product descriptions to warm up on: name products.description "
+                "in its shop.toml, or ask the operator for warmup_rounds = 0"
+            )
+        started = time.monotonic()
+        chosen = self._noise.uniform(len(rows)).argsort()[: recipe.warmup_rows]
+        update = plain_step(
+            model,
+            [rows[int(i)] for i in chosen],
+            learning_rate=recipe.learning_rate,
+            batch_rows=recipe.batch_rows,
+        )
+        self._note_trained(asked, started)
+        return update
 
     def _train(self, asked: Instruction, weights: Tensors, rate: float) -> Tensors:
         """Reserve budget, then train; returns local minus global weights."""
@@ -174,20 +208,14 @@ class Trainer:
             batch_rows=recipe.batch_rows,
             learning_rate=recipe.personal_learning_rate if personal else recipe.learning_rate,
             optimizer=recipe.personal_optimizer if personal else "sgd",
+            apart=self.merchant.dtype != "float32",
             adapt=AdaptiveClipping(quantile=quantile) if quantile else None,
             earlier=as_gradients(self._journal.updates(asked.run), recipe) if personal else (),
         )
         norm = take_private_steps(model, users, plan, noise=self._noise)
         if quantile:
             self._journal.keep_clipping_norm(asked.run, norm)
-        self._note(
-            {
-                "event": "trained",
-                "stage": asked.stage,
-                "round": asked.round,
-                "seconds": time.monotonic() - started,
-            }
-        )
+        self._note_trained(asked, started)
         trained = model.tensors()
         self._keep_adapters(asked, weights, trained if personal else None)
         return {n: (trained[n] - weights[n]).astype(np.float32) for n in trained}
@@ -239,6 +267,16 @@ class Trainer:
                 "stage": asked.stage,
                 "round": asked.round,
                 "held_out_loss": model.held_out_loss(rows, batch=asked.recipe.batch_rows),
+            }
+        )
+
+    def _note_trained(self, asked: Instruction, started: float) -> None:
+        self._note(
+            {
+                "event": "trained",
+                "stage": asked.stage,
+                "round": asked.round,
+                "seconds": time.monotonic() - started,
             }
         )
 

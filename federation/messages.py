@@ -25,7 +25,7 @@ from handbill.errors import InputError, ProtocolError
 from handbill.generator.adapters import AdapterSpec, Tensors
 from handbill.generator.artifacts import canonical_json
 
-Stage = Literal["global", "personal", "ping"]
+Stage = Literal["warmup", "global", "personal", "ping"]
 PaidStage = Literal["global", "personal"]
 
 MESSAGE_LABEL: Final = b"handbill/v1/message\0"
@@ -46,6 +46,9 @@ class Recipe:
     number of steps planned here (``rounds * local_steps + personal_steps``).
 
     Attributes:
+        warmup_rounds: Rounds on the merchants' catalogues before the private ones: product
+            descriptions, in which there is no shopper, and so no noise.
+        warmup_rows: Descriptions used in one of them.
         rounds: Private rounds planned for the global adapter.
         local_steps: Private steps a merchant takes in one round.
         personal_steps: Private steps for the merchant's own adapter, after the last round.
@@ -59,6 +62,8 @@ class Recipe:
             gradient norms, from ``clipping_norm`` on, within the same noise; 0 keeps it fixed.
     """
 
+    warmup_rounds: int = 0
+    warmup_rows: int = 32
     rounds: int = 5
     local_steps: int = 1
     personal_steps: int = 2
@@ -74,11 +79,19 @@ class Recipe:
     batch_rows: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "local_steps", "expected_users", "rows_per_user", "batch_rows"):
+        for name in (
+            "warmup_rows",
+            "rounds",
+            "local_steps",
+            "expected_users",
+            "rows_per_user",
+            "batch_rows",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"recipe: {name}={getattr(self, name)} must be at least 1")
-        if self.personal_steps < 0:
-            raise InputError(f"recipe: personal_steps={self.personal_steps} is negative")
+        for name in ("personal_steps", "warmup_rounds"):
+            if getattr(self, name) < 0:
+                raise InputError(f"recipe: {name}={getattr(self, name)} is negative")
         if self.max_copy_tokens < 2:
             raise InputError(
                 f"recipe: max_copy_tokens={self.max_copy_tokens} must be at least 2: one token of "
@@ -177,7 +190,7 @@ class Report:
     def __post_init__(self) -> None:
         if not _is_hash(self.ledger_head):
             raise ProtocolError("report: ledger_head is not a SHA-256 in hex")
-        if self.stage != "ping" or self.privacy:
+        if self.stage not in {"ping", "warmup"} or self.privacy:
             _check_statement(self.privacy, self.merchant)
 
 

@@ -110,7 +110,7 @@ class LoraModel:
     def held_out_loss(self, rows: Sequence[EncodedExample], *, batch: int = 8) -> float:
         """Cross-entropy over every token of the rows' copy, in nats a token."""
         total, tokens = 0.0, 0
-        for some in _by_length(rows, batch):
+        for some in by_length(rows, batch):
             counts = torch.tensor([len(row.ids) - row.n_prompt for row in some])
             total += float((self.row_losses(some).cpu() * counts).sum())
             tokens += int(counts.sum())
@@ -182,7 +182,7 @@ class LoraModel:
         return self.model.get_parameter(name.replace(".weight", ".default.weight"))
 
 
-def _by_length(rows: Sequence[EncodedExample], batch: int) -> list[list[EncodedExample]]:
+def by_length(rows: Sequence[EncodedExample], batch: int) -> list[list[EncodedExample]]:
     """Batches of rows of like length, so that little is computed on padding."""
     ordered = sorted(rows, key=lambda row: len(row.ids))
     return [ordered[i : i + batch] for i in range(0, len(ordered), batch)]

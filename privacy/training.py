@@ -52,6 +52,9 @@ class StepPlan:
         expected_users: What the noisy sum is divided by; from public figures, because the exact
             number of shoppers is private.
         batch_rows: Rows computed at once.
+        apart: Compute every shopper by itself. In half precision a row's sums are rounded as the
+            shape of the batch has it, by up to some percent: in a batch with others, a shopper's
+            gradient would depend on who else was sampled, which the clipping does not bound.
         optimizer: ``sgd``, ``adam`` or ``dp-adam``, of the noisy gradients; the last takes the noise out of Adam's second moment.
         adapt: Let the clipping norm follow a quantile of the shoppers' norms.
         earlier: Noisy gradients that were paid for before, the oldest first, by parameter name.
@@ -66,6 +69,7 @@ class StepPlan:
     learning_rate: float
     optimizer: str = "sgd"
     adapt: AdaptiveClipping | None = None
+    apart: bool = False
     earlier: Sequence[Mapping[str, np.ndarray[Any, Any]]] = ()
 
 
@@ -91,7 +95,7 @@ def take_private_steps(
     with LoraGradients(model.model) as gradients:
         for _ in range(plan.event.steps):
             faultpoint("step.before_sample")
-            groups = _groups(_sample(users, plan, noise), plan.batch_rows)
+            groups = _groups(_sample(users, plan, noise), plan.batch_rows, apart=plan.apart)
             if not groups:
                 optimizer.no_users()
             for n, group in enumerate(groups):
@@ -172,7 +176,7 @@ def _sample(users: Sequence[Sequence[Row]], plan: StepPlan, noise: Noise) -> lis
     return [rows for rows in chosen if rows]
 
 
-def _groups(chosen: list[list[Row]], batch_rows: int) -> list[Group[Row]]:
+def _groups(chosen: list[list[Row]], batch_rows: int, *, apart: bool) -> list[Group[Row]]:
     """Cut sampled shoppers into groups that are clipped together, of batches computed together.
 
     Shoppers with rows of like length come together, so that little is computed on padding (a
@@ -183,7 +187,7 @@ def _groups(chosen: list[list[Row]], batch_rows: int) -> list[Group[Row]]:
     batch: Batch[Row] = []
     users = 0
     for rows in sorted(chosen, key=lambda rows: max(map(len, rows))):
-        if batch and len(batch) + len(rows) > batch_rows:
+        if batch and (apart or len(batch) + len(rows) > batch_rows):
             groups.append([batch])
             batch, users = [], 0
         if len(rows) > batch_rows:

@@ -34,6 +34,11 @@ def model_card(
         "## Privacy",
         "",
     ]
+    if attempt.stage == "warmup":
+        lines.append(
+            "Trained on product descriptions only. No shopper's data was used, so there is no noise "
+            "and nothing was spent of any privacy budget."
+        )
     lines += [
         f"- {statement['merchant']}: one shopper's influence on everything this merchant sent "
         f"is bounded by epsilon = {statement['epsilon']:.2f} at delta = {statement['delta']:.1e} "

@@ -83,7 +83,7 @@ def train(
     folder = home / "server"
     run = run or new_run_id()
     mode = "train-and-publish" if publish else "train"
-    rounds = ServerSettings.load(folder).recipe.rounds
+    recipe = ServerSettings.load(folder).recipe
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -91,11 +91,12 @@ def train(
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=as_json) as bar:
-        task = bar.add_task(f"run {run}", total=rounds)
+        task = bar.add_task(f"run {run}", total=recipe.warmup_rounds + recipe.rounds)
 
         def on_event(fact: dict[str, Any]) -> None:
-            if fact["event"] == "committed" and fact["stage"] == "global":
-                bar.update(task, completed=fact["round"])
+            if fact["event"] == "committed" and fact["stage"] in {"warmup", "global"}:
+                before = recipe.warmup_rounds if fact["stage"] == "global" else 0
+                bar.update(task, completed=before + fact["round"])
             elif fact["event"] == "abandoned":
                 bar.console.print(f"round {fact['round']} abandoned: {fact['reason']}")
             elif fact["event"] == "reply" and fact["error"]:
@@ -103,7 +104,7 @@ def train(
 
         drive(folder, run, mode=mode, on_event=on_event)
     if as_json:
-        typer.echo(json.dumps({"run": run, "rounds": rounds, "published": publish}))
+        typer.echo(json.dumps({"run": run, "rounds": recipe.rounds, "published": publish}))
     else:
         typer.echo(f"run {run} is done: `handbill models list`")
 

@@ -90,7 +90,7 @@ class RoundRow(Base):
     seconds: Mapped[float] = mapped_column(sa.Double)
 
     __table_args__ = (
-        CheckConstraint("stage IN ('global', 'personal')", name="stage"),
+        CheckConstraint("stage IN ('warmup', 'global', 'personal')", name="stage"),
         CheckConstraint("status IN ('open', 'committed', 'abandoned')", name="status"),
         UniqueConstraint("run", "number", "stage", "attempt"),
         Index(

@@ -12,10 +12,10 @@ from typing import Any, Final, Literal
 from handbill.errors import RoundError
 from handbill.generator.artifacts import canonical_json, sha256_digest
 
-Stage = Literal["global", "personal"]
+Stage = Literal["warmup", "global", "personal"]
 RoundStatus = Literal["open", "committed", "abandoned"]
 RunStatus = Literal["running", "finished", "failed"]
-STAGES: Final = ("global", "personal")
+STAGES: Final = ("warmup", "global", "personal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,8 +163,8 @@ class Registry:
             ArtifactError: the folder is not what was sealed.
         """
         manifest = None if folder is None else artifacts.verify(folder, self.public_key)
-        if manifest is None and attempt.stage == "global":
-            raise RoundError(f"{attempt.name}: a global round commits a sealed aggregate")
+        if manifest is None and attempt.stage != "personal":
+            raise RoundError(f"{attempt.name}: such a round commits a sealed aggregate")
         if manifest is not None:
             sealed = (manifest.run, manifest.round, manifest.parent)
             if sealed != (attempt.run, attempt.number, parent):

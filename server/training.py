@@ -97,13 +97,17 @@ class Training:
         """
         self._registry.recover()
         self._start(run)
-        rounds = self._settings.recipe.rounds
-        while True:
-            done, parent, weights, state = self._last(run)
-            if done >= rounds:
-                break
-            take = partial(self._global_round, parent=parent, weights=weights, state=state)
-            self._attempt(run, done + 1, "global", take)
+        recipe = self._settings.recipe
+        stages: dict[RoundStage, int] = {"warmup": recipe.warmup_rounds, "global": recipe.rounds}
+        for stage, rounds in stages.items():
+            while True:
+                done, parent, weights, state = self._last(run, stage)
+                if done >= rounds:
+                    break
+                take = partial(
+                    self._shared_round, parent=parent, weights=weights, state=state, rounds=rounds
+                )
+                self._attempt(run, done + 1, stage, take)
         if self._settings.recipe.personal_steps and not self._registry.last_committed(
             run, "personal"
         ):
@@ -183,16 +187,25 @@ class Training:
             deadline_s=self._settings.deadline_s,
         )
 
-    def _last(self, run: str) -> tuple[int, str, Tensors, OptimizerState]:
-        """Number, artifact, weights and optimiser state of the last committed round."""
-        last = self._registry.last_committed(run)
-        if last is None:
-            weights = zero_update(self.spec, self.base)
-            return 0, "", weights, self._settings.optimizer.start(weights)
+    def _last(self, run: str, stage: RoundStage) -> tuple[int, str, Tensors, OptimizerState]:
+        """Number, artifact, weights and optimiser state of a stage's last committed round.
+
+        The private rounds begin with the weights of the warm-up, if there was one, and with an
+        optimiser of their own: their gradients are of another size.
+        """
         shapes = trained_shapes(self.spec, self.base)
-        adapter = read_adapter(self._registry.store.path(last.aggregate))
-        weights = {name: adapter.tensors[name] for name in shapes}
-        return last.number, last.aggregate, weights, load_state(self._home, last.aggregate, shapes)
+        last = self._registry.last_committed(run, stage)
+        if last is not None:
+            state = load_state(self._home, last.aggregate, shapes)
+            return last.number, last.aggregate, self._weights(last), state
+        warm = self._registry.last_committed(run, "warmup")
+        weights = zero_update(self.spec, self.base) if warm is None else self._weights(warm)
+        parent = "" if warm is None else warm.aggregate
+        return 0, parent, weights, self._settings.optimizer.start(weights)
+
+    def _weights(self, committed: Round) -> Tensors:
+        adapter = read_adapter(self._registry.store.path(committed.aggregate))
+        return {name: adapter.tensors[name] for name in trained_shapes(self.spec, self.base)}
 
     def _attempt(
         self, run: str, number: int, stage: RoundStage, take: Callable[[Round], None]
@@ -232,9 +245,10 @@ class Training:
             self._transport, plan, weights, key=self._key, fold=fold, on_reply=on_reply
         )
 
-    def _global_round(
-        self, attempt: Round, parent: str, weights: Tensors, state: OptimizerState
+    def _shared_round(
+        self, attempt: Round, parent: str, weights: Tensors, state: OptimizerState, rounds: int
     ) -> None:
+        """A round of the adapter that everybody shares: on catalogues, or on shoppers' rows."""
         settings = self._settings
         shapes = trained_shapes(self.spec, self.base)
         total = MeanAccumulator(shapes, max_norm=settings.max_update_norm)
@@ -244,7 +258,7 @@ class Training:
             total.add(update)
 
         outcome = self._collect(attempt, parent, weights, add)
-        optimizer = settings.optimizer.at(attempt.number, of=settings.recipe.rounds)
+        optimizer = settings.optimizer.at(attempt.number, of=rounds)
         moved, after = optimizer.step(weights, total.mean(), state)
         metrics = self._gate(parent, weights, moved)
         with tempfile.TemporaryDirectory() as temporary:
@@ -305,7 +319,8 @@ class Training:
             folder=folder,
             parent=parent,
             survivors=outcome.reporters,
-            ledger_heads=outcome.ledger_heads,
+            # A warm-up costs no budget: the ledger may be empty, without a head to receipt.
+            ledger_heads={} if attempt.stage == "warmup" else outcome.ledger_heads,
             metrics=metrics,
             bytes_down=outcome.bytes_down,
             bytes_up=outcome.bytes_up,

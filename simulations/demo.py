@@ -188,8 +188,9 @@ class Demo:
             self._ready(children, _label(shop, cold=cold), "is ready", timeout_s=300)
 
     def _train(self) -> None:
-        rounds = self.config.settings.recipe.rounds
-        personal = 1 if self.config.settings.recipe.personal_steps else 0
+        recipe = self.config.settings.recipe
+        rounds = recipe.warmup_rounds + recipe.rounds
+        personal = 1 if recipe.personal_steps else 0
         self.outcome.run = new_run_id()
         columns = (
             TextColumn("  {task.description}"),
@@ -217,7 +218,8 @@ class Demo:
     def _on_fact(self, fact: dict[str, Any], progress: Progress, bar: Any) -> None:
         self.outcome.facts.append(fact)
         if fact["event"] == "round":
-            what = f"round {fact['round']}" if fact["stage"] == "global" else "the shops' own"
+            named = {"warmup": "warm-up round", "global": "round"}.get(fact["stage"])
+            what = f"{named} {fact['round']}" if named else "the shops' own"
             progress.update(bar, description=f"{what}: the shops train")
         elif fact["event"] == "reply":
             progress.advance(bar)

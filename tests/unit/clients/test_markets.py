@@ -159,3 +159,27 @@ def test_ids_are_made_from_values():
     assert slug(" Fern & Kettle! ") == "fern-kettle"
     known = sorted(path.name for path in KNOWN.iterdir())
     assert known == ["amazon_reviews_en.toml", "xrec_reasons_en.toml"]
+
+
+GOODS = '[products]\nfile = "goods.csv"\nitem = "id"\ntitle = "name"\ndescription = "about"\n'
+
+
+@pytest.mark.parametrize(
+    ("goods", "expected"),
+    [
+        ("id,name,about,shop\np,Pot,Pours well.,tea!\nq,Saga,,Big_Books\np2,Cup,Thin.,tea!\n", 2),
+        # Whose these are cannot be told without asking what shoppers bought, which is private.
+        ("id,name,about\np,Pot,Pours well.\n", 0),
+    ],
+)
+def test_a_catalogue_is_the_shops_own_whoever_bought_what(tmp_path, goods, expected):
+    make_market(tmp_path, MARKET + GOODS)
+    (tmp_path / "goods.csv").write_text(goods)
+    books, tea = (load_shop(shop, allow_empty=True) for shop in find_shops(tmp_path))
+    assert books.catalogue == ()
+    assert len(tea.catalogue) == expected
+    for row in tea.catalogue:
+        assert row.user == ""
+        assert row.request.scenario == "product_description"
+        assert row.request.description == ""  # the copy itself must not stand in the prompt
+        assert row.text in {"Pours well.", "Thin."}

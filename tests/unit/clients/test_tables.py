@@ -115,7 +115,9 @@ def test_a_json_line_that_cannot_be_read_says_why(line, problem):
 
 
 def test_json_values_become_text():
-    line = b'{"a": null, "b": 3, "c": ["x", "y"], "d": true, "e": NaN, "f": {"Size:": "L", "g": null}}'
+    line = (
+        b'{"a": null, "b": 3, "c": ["x", "y"], "d": true, "e": NaN, "f": {"Size:": "L", "g": null}}'
+    )
     (record,) = records_of(line, "t.jsonl")
     assert record.values == {
         "a": "", "b": "3", "c": "x, y", "d": "true", "e": "NaN", "f": "Size L",

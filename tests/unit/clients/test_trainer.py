@@ -335,3 +335,24 @@ def test_what_an_own_adapter_begins_with_is_what_was_given_in_the_rounds_of_its_
     spent = len(shop.rows())
     shop.ask(stage="personal", round=3)
     assert len(shop.rows()) == spent + 1  # its own steps are paid, what it begins with is not
+
+
+def test_a_warm_up_is_free_and_not_private_rounds_come_after_it(shop):
+    report, update = shop.ask(stage="warmup", round=1)
+    assert all(v.any() for v in update.values())
+    assert report.privacy == {}
+    assert shop.rows() == []
+    assert shop.noise.draws == 0
+    _, same_update = shop.ask(stage="warmup", round=1)
+    assert same(update, same_update)
+    shop.ask(stage="global", round=1, parent="sha256:w")
+    shop.refuses(ProtocolError, match="asked for before", stage="warmup", round=2)
+
+
+def test_a_warm_up_needs_descriptions_and_the_policys_leave(make_shop):
+    strict = make_shop(catalogue=False)
+    strict.refuses(PolicyError, match="catalogue", stage="warmup")
+    strict.trainer.policy = replace(strict.trainer.policy, catalogue=True)
+    strict.trainer.users = replace(strict.trainer.users, catalogue=())
+    strict.refuses(PolicyError, match="no product descriptions", stage="warmup")
+    assert strict.rows() == []

@@ -168,6 +168,30 @@ def test_a_batch_is_never_larger_than_asked_also_when_a_shopper_is(model):
     assert max(sizes) == 4
 
 
+def test_apart_no_shopper_shares_a_batch_and_in_bfloat16_none_moves_by_another(tiny_base):
+    half = LoraModel(tiny_base, AdapterSpec(rank=2, alpha=4.0, layers=(0, 1)), dtype="bfloat16")
+    draws = np.random.default_rng(0)
+    half.start = {
+        name: (0.3 * draws.standard_normal(shape)).astype(np.float32)
+        for name, shape in half.shapes.items()
+    }
+    one, other = [row(1, length=9)], [row(2, length=40), row(3, length=12)]
+    batches = []
+
+    class Sized(Watched):
+        def row_losses(self, rows):
+            batches.append(set(rows))
+            return super().row_losses(rows)
+
+    noise = TestingNoise(0, i_know_this_is_not_private=True)
+    take_private_steps(Sized(half), [one, other, one], plan(apart=True), noise=noise)
+    assert sorted(map(len, batches)) == [1, 1, 2]
+
+    both = moved(half, [one, other], apart=True)
+    alone = moved(half, [one], apart=True) + moved(half, [other], apart=True)
+    assert float((both - alone).norm()) < 1e-4 * float(alone.norm())
+
+
 def test_the_sum_is_divided_by_the_expected_number_of_shoppers_not_by_those_who_came(model):
     users = shoppers(1, 2, 1)
     whole, half = (moved(model, users, expected_users=n) for n in (5.0, 10.0))

@@ -407,3 +407,28 @@ def test_a_ping_reaches_everybody_and_commits_nothing(one):
     outcome = one.start_again().ping("ping-1")
     assert outcome.reporters == list(SHOPS)
     assert one.rounds() == one.artifacts() == []
+
+
+def test_a_warm_up_comes_first_and_the_private_rounds_begin_with_it(make):
+    one, cut = make("one"), make("cut")
+    recipe = Recipe(warmup_rounds=2, warmup_rows=8, rounds=2, personal_steps=0, expected_users=8)
+    one.train(recipe=recipe)
+    warm, private = one.rounds(stage="warmup"), one.rounds()
+    assert [r.number for r in warm] == [r.number for r in private] == [1, 2]
+    assert [r.parent for r in (*warm, *private)] == [
+        "",
+        *(r.aggregate for r in (*warm, private[0])),
+    ]
+    assert one.state(1).steps == 1  # an optimiser of its own
+    assert all(not r.ledger_heads for r in warm)
+    assert all(r.ledger_heads for r in private)
+    cards = [one.registry.store.path(r.aggregate) / "README.md" for r in (warm[0], private[0])]
+    assert ["No shopper's data was used" in card.read_text() for card in cards] == [True, False]
+
+    # Cut off in the first private round (three replies a round), it goes on to the same end.
+    cut.cable.cut_after = 7
+    with pytest.raises(PowerCut):
+        cut.train(recipe=recipe)
+    assert len(cut.rounds(stage="warmup")) == 2
+    cut.train(recipe=recipe)
+    assert all(np.array_equal(v, cut.weights(2)[n]) for n, v in one.weights(2).items())
