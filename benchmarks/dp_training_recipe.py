@@ -100,13 +100,13 @@ def ours(model: LoraModel, shop: Shop, event: PrivateSteps, rate: float) -> tupl
     tokens = 0
 
     class Counting:
-        model_, trained = model, model.trained
-        model = model.model
+        def __init__(self) -> None:
+            self.model, self.trained = model.model, model.trained
 
         def row_losses(self, rows: Sequence[EncodedExample]) -> Tensor:
             nonlocal tokens
             tokens += sum(len(row.ids) for row in rows)
-            return self.model_.row_losses(rows)
+            return model.row_losses(rows)
 
     model.load({name: value * 0 for name, value in model.tensors().items()})
     plan = StepPlan(
