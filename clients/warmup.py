@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from handbill.errors import InputError
 from handbill.generator.adapters import Tensors
 from handbill.generator.lora import LoraModel, by_length
@@ -28,7 +30,7 @@ def plain_step(
         InputError: No rows.
     """
     for batch in by_length(rows, batch_rows):
-        (model.row_losses(batch).sum() / len(rows)).backward()
+        torch.autograd.backward(model.row_losses(batch).sum() / len(rows))
     update: Tensors = {}
     for name, parameter in model.trained.items():
         gradient, parameter.grad = parameter.grad, None

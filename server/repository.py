@@ -114,7 +114,7 @@ class RoundRepository:
     def close(self, attempt: Round) -> None:
         """Write an open attempt as ``attempt`` now says, committed or abandoned, once.
 
-        A committed one's ledger heads become the merchants' receipts.
+        A committed one's ledger heads become the merchants' receipts, but for a warm-up's.
 
         Raises:
             RoundError: the attempt is not open any more (another coordinator took over), or
@@ -139,7 +139,8 @@ class RoundRepository:
                 f"{attempt.name} attempt {attempt.attempt} is not open; it was closed or taken "
                 "over by another coordinator, the last committed round stands"
             )
-        if attempt.status == "committed":
+        # A warm-up costs no budget: the ledger may be empty still, without a row to receipt.
+        if attempt.status == "committed" and attempt.stage != "warmup":
             for merchant, head in attempt.ledger_heads.items():
                 receipt = Receipt(
                     run=attempt.run, round=attempt.number, stage=attempt.stage, head=head

@@ -319,8 +319,7 @@ class Training:
             folder=folder,
             parent=parent,
             survivors=outcome.reporters,
-            # A warm-up costs no budget: the ledger may be empty, without a head to receipt.
-            ledger_heads={} if attempt.stage == "warmup" else outcome.ledger_heads,
+            ledger_heads=outcome.ledger_heads,
             metrics=metrics,
             bytes_down=outcome.bytes_down,
             bytes_up=outcome.bytes_up,

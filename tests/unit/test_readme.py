@@ -50,3 +50,16 @@ def test_the_utility_table_of_the_docs_is_what_was_measured():
                 )
             )
             assert f"| {base} | {epsilon} | {' | '.join(arms)} |" in page
+
+
+def test_the_cost_table_of_the_docs_is_what_was_measured():
+    path = ROOT / "benchmarks" / "results" / "dp_training.json"
+    table = json.loads(path.read_text())["table"]
+    page = (ROOT / "docs" / "private-training.md").read_text().replace("**", "")
+    for row in table:
+        if row["mode"].startswith("recipe"):
+            assert f"| {row['learning_rate']:g} | {row['tokens_per_s']:.0f} |" in page
+            assert f"| {row['held_out_loss']:.2f} |" in page
+        else:
+            facts = f"{row['median_s']:.2f} | {row['tokens_per_s']} | {row['peak_mib']:,} |"
+            assert f"| {row['batch']} | {row['mode']} | {facts}" in page
