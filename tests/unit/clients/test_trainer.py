@@ -8,11 +8,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.clients.journal import Journal
-from handbill.clients.merchant import LEDGER_FILE, PROGRESS_FILE
+from handbill.clients.merchant import LEDGER_FILE, PROGRESS_FILE, Merchant
 from handbill.clients.trainer import Trainer, as_gradients
 from handbill.errors import (
     BudgetExhaustedError,
     HandbillError,
+    InputError,
     LedgerError,
     PolicyError,
     ProtocolError,
@@ -356,3 +357,18 @@ def test_a_warm_up_needs_descriptions_and_the_policys_leave(make_shop):
     strict.trainer.users = replace(strict.trainer.users, catalogue=())
     strict.refuses(PolicyError, match="no product descriptions", stage="warmup")
     assert strict.rows() == []
+
+
+def test_bfloat16_by_configuration_trains_and_sends_float32(make_home, tiny_base, tiny_model):
+    home = make_home(SERVER.public_key())
+    replace(Merchant.load(home), dtype="bfloat16").save(home)
+    shop = Shop(home, tiny_base, tiny_model)
+    shop.trainer = Trainer(home, noise=shop.noise)
+    report, update = shop.ask()
+    head = shop.trainer.model_for(tiny_model.spec).model.get_output_embeddings().weight
+    assert str(head.dtype) == "torch.bfloat16"
+    assert {str(v.dtype) for v in update.values()} == {"float32"}
+    assert all(np.isfinite(v).all() and v.any() for v in update.values())
+    assert report.privacy["steps"] == 1
+    with pytest.raises(InputError, match="dtype='int4': float32 or bfloat16"):
+        replace(Merchant.load(home), dtype="int4")
