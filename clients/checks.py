@@ -35,6 +35,7 @@ class ShopReport:
         users_over_cap: Shoppers with more rows than that.
         rows_within_cap: Usable rows that are left under the cap.
         text_chars_median: Length of the copy in characters.
+        described: Products with a description, which a warm-up may train on without noise.
         events: Kind of event to number.
     """
 
@@ -55,6 +56,7 @@ class ShopReport:
     rows_within_cap: int
     text_chars_median: float
     text_chars_max: int
+    described: int
     events: dict[str, int]
     warnings: tuple[str, ...]
 
@@ -90,6 +92,7 @@ def check_shop(shop: ShopData, *, row_cap: int = DEFAULT_ROW_CAP) -> ShopReport:
         rows_within_cap=sum(min(n, row_cap) for n in per_user),
         text_chars_median=float(statistics.median(lengths)),
         text_chars_max=max(lengths),
+        described=len(shop.catalogue),
         events=dict(shop.events),
         warnings=tuple(_warnings(shop)),
     )
@@ -115,6 +118,8 @@ def as_table(report: ShopReport) -> RenderableType:
             f"median {report.text_chars_median:g}, most {report.text_chars_max} characters"
         ),
     }
+    if report.described:
+        rows["catalogue"] = f"{report.described:,} descriptions; no shopper may be in them"
     if report.events:
         rows["events (counted only)"] = ", ".join(
             f"{kind} {count:,}" for kind, count in report.events.items()

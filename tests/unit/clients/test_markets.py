@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from handbill.clients.checks import check_shop
 from handbill.clients.markets import KNOWN, find_shops, slug
 from handbill.clients.shop import load_shop, split_users
 from handbill.errors import InputError
@@ -177,7 +178,7 @@ def test_a_catalogue_is_the_shops_own_whoever_bought_what(tmp_path, goods, expec
     (tmp_path / "goods.csv").write_text(goods)
     books, tea = (load_shop(shop, allow_empty=True) for shop in find_shops(tmp_path))
     assert books.catalogue == ()
-    assert len(tea.catalogue) == expected
+    assert len(tea.catalogue) == check_shop(tea).described == expected
     for row in tea.catalogue:
         assert row.user == ""
         assert row.request.scenario == "product_description"
