@@ -30,10 +30,10 @@ REPORTED: Final = 40  # of a shop's held-out shoppers, dp_utility.py measures on
 MEASURED: Final = 40  # and this on those after them
 # Name of a setting to the values tried beside the default; "layers" and "rank" are the adapter's.
 TRIED: Final[Mapping[str, tuple[float, ...]]] = {
-    "layers": (8, 16, 30),
     "server_learning_rate": (0.015, 0.06),
-    "expected_users": (12, 48),
+    "layers": (8, 16, 30),
     "clipping_norm": (0.25, 1.0),
+    "expected_users": (12, 48),
     "rank": (4, 16),
 }
 
