@@ -18,8 +18,12 @@ NO_NOISE = 1e-12
 
 @pytest.fixture(scope="module")
 def model(tiny_base):
-    """In float64, both layers adapted, B not zero: so that every gradient flows."""
-    model = LoraModel(tiny_base, AdapterSpec(rank=2, alpha=4.0, layers=(0, 1)), dtype="float64")
+    return adapted(tiny_base, "float64")
+
+
+def adapted(base, dtype):
+    """Both layers adapted, B not zero: so that every gradient flows."""
+    model = LoraModel(base, AdapterSpec(rank=2, alpha=4.0, layers=(0, 1)), dtype=dtype)
     draws = np.random.default_rng(0)
     model.start = {
         name: (0.3 * draws.standard_normal(shape)).astype(np.float32)
@@ -127,16 +131,20 @@ def test_clipping_rows_instead_of_shoppers_would_fail_that_test(model):
 
 
 class Watched:
-    """The model, counting the rows it is asked for; ``fail`` breaks it in the middle."""
+    """The model, noting the batches it is asked for; ``fail`` breaks it in the middle."""
 
     def __init__(self, model, *, fail=False):
         self.model, self.trained, self._inner = model.model, model.trained, model
-        self.rows, self.fail = [], fail
+        self.batches, self.fail = [], fail
+
+    @property
+    def rows(self):
+        return [one for batch in self.batches for one in batch]
 
     def row_losses(self, rows):
         if self.fail:
             raise InputError("broken on purpose")
-        self.rows += rows
+        self.batches.append(rows)
         return self._inner.row_losses(rows)
 
 
@@ -155,37 +163,19 @@ def test_of_a_shopper_with_many_rows_only_some_are_used_and_not_always_the_same(
 
 
 def test_a_batch_is_never_larger_than_asked_also_when_a_shopper_is(model):
-    sizes = []
-
-    class Sized(Watched):
-        def row_losses(self, rows):
-            sizes.append(len(rows))
-            return super().row_losses(rows)
-
-    noise = TestingNoise(0, i_know_this_is_not_private=True)
-    take_private_steps(Sized(model), shoppers(2, 7, 2, 1, 2), plan(batch_rows=4), noise=noise)
+    watched, noise = Watched(model), TestingNoise(0, i_know_this_is_not_private=True)
+    take_private_steps(watched, shoppers(2, 7, 2, 1, 2), plan(batch_rows=4), noise=noise)
+    sizes = [len(batch) for batch in watched.batches]
     assert sum(sizes) == 14
     assert max(sizes) == 4
 
 
 def test_apart_no_shopper_shares_a_batch_and_in_bfloat16_none_moves_by_another(tiny_base):
-    half = LoraModel(tiny_base, AdapterSpec(rank=2, alpha=4.0, layers=(0, 1)), dtype="bfloat16")
-    draws = np.random.default_rng(0)
-    half.start = {
-        name: (0.3 * draws.standard_normal(shape)).astype(np.float32)
-        for name, shape in half.shapes.items()
-    }
+    half = adapted(tiny_base, "bfloat16")
     one, other = [row(1, length=9)], [row(2, length=40), row(3, length=12)]
-    batches = []
-
-    class Sized(Watched):
-        def row_losses(self, rows):
-            batches.append(set(rows))
-            return super().row_losses(rows)
-
-    noise = TestingNoise(0, i_know_this_is_not_private=True)
-    take_private_steps(Sized(half), [one, other, one], plan(apart=True), noise=noise)
-    assert sorted(map(len, batches)) == [1, 1, 2]
+    watched, noise = Watched(half), TestingNoise(0, i_know_this_is_not_private=True)
+    take_private_steps(watched, [one, other, one], plan(apart=True), noise=noise)
+    assert sorted(len(batch) for batch in watched.batches) == [1, 1, 2]
 
     both = moved(half, [one, other], apart=True)
     alone = moved(half, [one], apart=True) + moved(half, [other], apart=True)
