@@ -26,7 +26,9 @@ def init(
     describe: Annotated[Path | None, typer.Option(help="A description outside DATA.")] = None,
     base: Annotated[str, typer.Option(help="Base model on this machine; the kit's.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32; bfloat16 halves the memory.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32; bfloat16 holds the base in half the memory.")
+    ] = "float32",
     threads: Annotated[int, typer.Option(help="CPU threads to train with; 0 is all.")] = 0,
     epsilon: Annotated[float, typer.Option(help="Privacy limit for all this shop sends.")] = 8.0,
     home: Home = DEFAULT_HOME,

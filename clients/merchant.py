@@ -34,7 +34,7 @@ class Merchant:
         data: Folder of the shop's data, or of the market that holds it.
         server: Address of the SuperLink, ``host:port``.
         base: Name of the base model on this machine.
-        dtype: What the frozen base computes in: ``float32``, or ``bfloat16`` for half the memory,
+        dtype: What the frozen base computes in: ``float32``, or ``bfloat16``, half the size,
             with one shopper computed at a time.
         threads: CPU threads of the trainer; 0 leaves it to PyTorch.
     """
