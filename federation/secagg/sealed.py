@@ -1,0 +1,56 @@
+"""Statements signed by a merchant's identity key, each kind under a label of its own."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from handbill.errors import ProtocolError
+from handbill.federation.secagg.masks import LABEL
+from handbill.generator.artifacts import canonical_json
+
+_MAX_BYTES: Final = 4 * 1024 * 1024
+
+
+def seal(kind: str, body: Mapping[str, Any], key: Ed25519PrivateKey) -> bytes:
+    """Sign a body as a statement of a kind."""
+    text = canonical_json(body)
+    return canonical_json({"body": text.decode(), "signature": key.sign(_label(kind, text)).hex()})
+
+
+def unseal(data: bytes, kind: str, key: Ed25519PublicKey) -> dict[str, Any]:
+    """Check a statement's kind and signature, and read it.
+
+    Raises:
+        ProtocolError: Another signer or kind, or not such a statement at all.
+    """
+    fields = read(data)
+    try:
+        text = str(fields["body"]).encode()
+        key.verify(bytes.fromhex(str(fields["signature"])), _label(kind, text))
+    except (InvalidSignature, KeyError, ValueError) as error:
+        raise ProtocolError(f"{kind}: not signed by whom it should be") from error
+    return read(text)
+
+
+def read(data: bytes) -> dict[str, Any]:
+    """A JSON object from an untrusted party.
+
+    Raises:
+        ProtocolError: It is not one, or absurdly long.
+    """
+    if len(data) > _MAX_BYTES:
+        raise ProtocolError(f"statement of {len(data)} bytes is over {_MAX_BYTES}")
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("statement is not JSON") from error
+    if not isinstance(fields, dict):
+        raise ProtocolError("statement is not an object")
+    return fields
+
+
+def _label(kind: str, text: bytes) -> bytes:
+    return LABEL + kind.encode() + b"\0" + text

@@ -1,0 +1,83 @@
+"""Masks: the stream of a known cipher, taken away as it was added, with no seed ever shared."""
+
+import ast
+import secrets
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import handbill.federation.secagg
+from handbill.federation.secagg.masks import add_mask, derive, keystream
+
+KEY = bytes(range(32))
+
+
+def test_the_stream_is_aes_256_in_counter_mode():
+    # AES-256 of the zero block under the zero key: NIST AESAVS, appendix B, GFSbox/KeySbox base.
+    assert keystream(bytes(32), 4).tobytes().hex() == "dc95c078a2408989ad48a21492842087"
+
+
+def test_chunks_join_into_one_stream():
+    # The second chunk begins where the first ends: 2^16 words are one chunk.
+    whole = keystream(KEY, 3 * 2**16 + 5)
+    assert np.array_equal(whole[: 2**16 + 9], keystream(KEY, 2**16 + 9))
+    assert not np.array_equal(whole[:1000], whole[2**16 : 2**16 + 1000])
+
+
+@given(st.integers(0, 70_000), st.binary(min_size=32, max_size=32))
+@settings(max_examples=30)
+def test_what_was_added_can_be_taken_away(count, key):
+    vector = np.arange(count, dtype=np.uint32) * np.uint32(2654435761)
+    masked = vector.copy()
+    add_mask(masked, key)
+    assert count < 4 or not np.array_equal(masked, vector)
+    add_mask(masked, key, sign=-1)
+    assert np.array_equal(masked, vector)
+
+
+def test_every_bit_of_a_key_counts():
+    base = keystream(KEY, 64)
+    for bit in range(256):
+        flipped = bytearray(KEY)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert not np.any(keystream(bytes(flipped), 64) == base)
+
+
+@pytest.mark.parametrize("use", ["self", "pair\0a\0b", "share\0a\0b"])
+def test_keys_differ_by_secret_session_and_use(use):
+    key = derive(b"s" * 32, transcript=b"t" * 32, use=use)
+    assert len(key) == 32
+    others = [
+        derive(b"r" * 32, transcript=b"t" * 32, use=use),
+        derive(b"s" * 32, transcript=b"u" * 32, use=use),
+        derive(b"s" * 32, transcript=b"t" * 32, use=use + "x"),
+    ]
+    assert len({key, *others}) == 4
+
+
+def test_a_masked_constant_looks_like_noise():
+    # 10 million words. Each p value is below 1e-4 by chance once in 10 000 runs.
+    words = np.zeros(10_000_000, np.uint32)
+    add_mask(words, secrets.token_bytes(32))
+    bits = np.unpackbits(words.view(np.uint8))
+    ones = int(bits.sum())
+    assert stats.binomtest(ones, bits.size).pvalue > 1e-4
+    changes = int(np.count_nonzero(bits[1:] != bits[:-1]))
+    assert stats.binomtest(changes, bits.size - 1).pvalue > 1e-4
+    for byte in words.view(np.uint8).reshape(-1, 4).T:
+        assert stats.chisquare(np.bincount(byte, minlength=256)).pvalue > 1e-4
+
+
+def test_no_other_generator_is_used_in_the_package():
+    folder = Path(handbill.federation.secagg.__file__).parent
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", "")}
+                assert not names & {"random", "numpy.random", "torch"}, path
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"random", "RandomState", "default_rng"}, path
