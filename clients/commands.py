@@ -31,6 +31,9 @@ def init(
     ] = "float32",
     threads: Annotated[int, typer.Option(help="CPU threads to train with; 0 is all.")] = 0,
     epsilon: Annotated[float, typer.Option(help="Privacy limit for all this shop sends.")] = 8.0,
+    secure_aggregation: Annotated[
+        bool, typer.Option(help="Give updates only to sums of 5 merchants or more that hide them.")
+    ] = True,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Set up a merchant: keys, policy, and the enrolment request for the operator."""
@@ -48,6 +51,7 @@ def init(
         dtype=dtype,
         threads=threads,
         epsilon=epsilon,
+        secure_aggregation=secure_aggregation,
     )
     typer.echo(f"policy (yours alone to change): {request.parent / 'policy.toml'}")
     typer.echo(f"give the operator: {request}")

@@ -17,12 +17,13 @@ from safetensors.numpy import load_file, save_file
 from handbill.errors import ProtocolError
 from handbill.federation.messages import Instruction, Receipt
 from handbill.generator.adapters import Tensors
-from handbill.generator.artifacts import sync_to_disk
+from handbill.generator.artifacts import sync_to_disk, write_durably
 from handbill.privacy.faults import faultpoint
 
 # Updates. A round is retried at once or never; a shop's own adapter begins with the last ones,
 # and with momentum 0.9 what is older than that hardly counts.
 _KEEP: Final = 16
+_BURNT: Final = ".burnt"
 _ORDER: Final = {"warmup": -1, "global": 0, "personal": 1}  # of a run's stages
 
 
@@ -60,12 +61,21 @@ class Journal:
                 f"{asked.stage} round {asked.round}, attempt {asked.attempt} was asked for before"
             )
         last[asked.run] = [*place, digest]
-        _write(path, json.dumps(last).encode())
+        write_durably(path, json.dumps(last).encode())
 
     def recall(self, asked: Instruction) -> Tensors | None:
-        """The update already made for this round from these weights, if there is one."""
+        """The update already made for this round from these weights, if it may be sent again."""
         path = self._path(asked)
-        return dict(load_file(path)) if path.is_file() else None
+        if not path.is_file() or path.with_suffix(_BURNT).is_file():
+            return None
+        return dict(load_file(path))
+
+    def burn(self, asked: Instruction) -> None:
+        """Write durably that this round's update may be in a sum now: it is never sent again.
+
+        Two sums that hold it, over different merchants, would give it away by subtraction.
+        """
+        write_durably(self._path(asked).with_suffix(_BURNT), b"")
 
     def keep(self, asked: Instruction, update: Tensors) -> None:
         """Write an update durably; older ones are dropped."""
@@ -76,8 +86,10 @@ class Journal:
         faultpoint("journal.keep.before_rename")
         temporary.rename(path)
         sync_to_disk(self._folder)
+        path.with_suffix(_BURNT).unlink(missing_ok=True)  # that was the one before
         for old in self._kept()[:-_KEEP]:
             old.unlink()
+            old.with_suffix(_BURNT).unlink(missing_ok=True)
 
     def updates(self, run: str) -> list[Tensors]:
         """What was last given to the global adapter in a run, the oldest first; at most 16."""
@@ -89,7 +101,7 @@ class Journal:
 
     def keep_head(self, head: str) -> None:
         """Remember the ledger's last row: an older ledger will not be taken for the newest."""
-        _write(self._folder / "ledger-head", head.encode())
+        write_durably(self._folder / "ledger-head", head.encode())
 
     def head(self) -> str:
         """The ledger's last row as of now; empty before the first."""
@@ -99,7 +111,7 @@ class Journal:
     def keep_receipt(self, receipt: Receipt) -> None:
         """Remember what the server last committed of this ledger."""
         if receipt != self.receipt():
-            _write(self._folder / "receipt.json", json.dumps(asdict(receipt)).encode())
+            write_durably(self._folder / "receipt.json", json.dumps(asdict(receipt)).encode())
 
     def receipt(self) -> Receipt | None:
         """What the server last committed of this ledger, None before the first round."""
@@ -108,7 +120,9 @@ class Journal:
 
     def keep_clipping_norm(self, run: str, norm: float) -> None:
         """Remember where a run's adaptive clipping norm stands."""
-        _write(self._folder / "clipping.json", json.dumps({"run": run, "norm": norm}).encode())
+        write_durably(
+            self._folder / "clipping.json", json.dumps({"run": run, "norm": norm}).encode()
+        )
 
     def clipping_norm(self, run: str) -> float | None:
         """Where this run's adaptive clipping norm stands, None if it has not moved."""
@@ -128,11 +142,3 @@ class Journal:
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(data)
-    sync_to_disk(temporary)
-    temporary.rename(path)
-    sync_to_disk(path.parent)

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 from handbill.errors import InputError, PolicyError
 from handbill.federation.messages import Instruction
+from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.settings_file import load_settings, save_settings
 from handbill.generator.artifacts import check_tenant
 from handbill.privacy.accounting import LARGEST_DELTA, SMALLEST_DELTA, default_delta
@@ -80,6 +81,9 @@ class Policy:
         personal: Whether the shop's own adapter may be trained and sent.
         catalogue: Whether product descriptions may be trained on without noise: say false where
             a shopper is in them.
+        secure_aggregation: Give updates only to sums that hide them (protocol SA-1). Saying false
+            lets the operator see this shop's noisy updates one by one.
+        min_cohort: Fewest merchants in such a sum, 5 or more.
         lost_ledger_head: The head of a ledger that is lost for good: that the ledger of now does
             not hold it stops training no more.
     """
@@ -94,6 +98,8 @@ class Policy:
     held_out: float = 0.1
     personal: bool = True
     catalogue: bool = True
+    secure_aggregation: bool = True
+    min_cohort: int = MIN_COHORT
     lost_ledger_head: str = ""
 
     def __post_init__(self) -> None:
@@ -111,6 +117,10 @@ class Policy:
         if not 0 < self.max_sampling_rate <= 1:
             raise InputError(
                 f"{POLICY_FILE}: max_sampling_rate={self.max_sampling_rate} not in (0, 1]"
+            )
+        if self.min_cohort < MIN_COHORT:
+            raise InputError(
+                f"{POLICY_FILE}: min_cohort={self.min_cohort}: {MIN_COHORT} merchants at least"
             )
         if not re.fullmatch(r"([0-9a-f]{64})?", self.lost_ledger_head):
             raise InputError(f"{POLICY_FILE}: lost_ledger_head is not a head of 64 hex digits")
@@ -148,6 +158,11 @@ class Policy:
             raise PolicyError(
                 "the server trains another base model than the one on this machine; install "
                 "the same base, or ask the operator"
+            )
+        if self.secure_aggregation and asked.phase == "train" and asked.stage != "personal":
+            raise PolicyError(
+                "the operator would see this shop's update by itself; the policy wants it summed "
+                "securely (secure_aggregation)"
             )
         if asked.stage == "warmup":
             if not self.catalogue:

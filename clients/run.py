@@ -51,6 +51,7 @@ def init_merchant(
     dtype: str = "float32",
     threads: int = 0,
     epsilon: float = 8.0,
+    secure_aggregation: bool = True,
 ) -> Path:
     """Make a merchant's home: keys, settings, a policy fit for the shop's size.
 
@@ -65,6 +66,7 @@ def init_merchant(
         dtype: What the frozen base computes in.
         threads: CPU threads of the trainer; 0 leaves it to PyTorch.
         epsilon: The limit for everything this shop ever sends.
+        secure_aggregation: Give updates only to sums that hide them.
 
     Returns:
         The enrolment request to hand to the operator: public keys only.
@@ -92,7 +94,10 @@ def init_merchant(
     merchant.save(home)
     if not (home / "policy.toml").is_file():
         policy = Policy.for_users(
-            len(loaded.by_user), epsilon_limit=epsilon, epsilon_per_run=epsilon
+            len(loaded.by_user),
+            epsilon_limit=epsilon,
+            epsilon_per_run=epsilon,
+            secure_aggregation=secure_aggregation,
         )
         policy.save(home)
     signing = load_or_create_key(home / SIGNING_KEY)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,10 +29,20 @@ from handbill.clients.merchant import (
     Merchant,
     Policy,
 )
+from handbill.clients.secure_sums import SecureSums
 from handbill.clients.shop import ShopData, load_shop, split_users
 from handbill.clients.warmup import plain_step
 from handbill.errors import InputError, NonFiniteUpdateError, PolicyError, ProtocolError
-from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
+from handbill.federation.messages import (
+    Instruction,
+    Recipe,
+    Report,
+    Signed,
+    detach,
+    open_signed,
+    sign,
+)
+from handbill.federation.secure_rounds import ROSTER, STATEMENT
 from handbill.generator.adapters import AdapterSpec, Tensors
 from handbill.generator.artifacts import load_or_create_key, load_public_key
 from handbill.generator.base_models import resolve_base
@@ -98,6 +109,10 @@ class Trainer:
         self._journal = Journal(home / "journal")
         self._budget = Budget(home, self.policy, self._journal)
         self._noise = SecureNoise() if noise is None else noise
+        self._sums = SecureSums(
+            home, self.merchant.id, self._key, self._server_key, floor=self.policy.min_cohort
+        )
+        self._answered = "", b""  # the last message of a secure sum and what was said to it
         self._base = resolve_base(self.merchant.base)
         self._model = model
         self._encoded: dict[Example, EncodedExample] = {}
@@ -121,12 +136,30 @@ class Trainer:
             self._budget.check(asked.receipt)
         if asked.stage == "ping":
             return self._report(asked, {}, {})
+        if asked.phase == "train":
+            return self._take_part(asked, weights, signed.digest)
+        if signed.digest != self._answered[0]:
+            if asked.phase == "share":
+                answer = self._take_part(asked, weights, signed.digest)
+            else:
+                said = self._sums.answer(asked, detach(weights, STATEMENT))
+                answer = self._report(asked, said, {})
+            self._answered = signed.digest, answer
+        return self._answered[1]  # the same to the byte, should the same be asked again
+
+    def _take_part(self, asked: Instruction, weights: Tensors, digest: str) -> bytes:
+        """Train in a round, and give out the update or enter the sum that it will be in."""
+        statement, roster = detach(weights, STATEMENT), detach(weights, ROSTER)
         rate = self.policy.check(asked, base_digest=self._base.digest)
         if not all(v.dtype == np.float32 and np.isfinite(v).all() for v in weights.values()):
             raise NonFiniteUpdateError(
                 "the weights that came are not finite numbers; nothing spent"
             )
-        self._journal.admit(asked, signed.digest)
+        self._journal.admit(asked, digest)
+        content: Tensors = {}
+        if asked.phase == "share":  # before anything is spent
+            burn = partial(self._journal.burn, asked)
+            content = self._sums.open(asked, weights, statement=statement, roster=roster, burn=burn)
         update = self._journal.recall(asked)
         if update is None:
             if asked.stage == "warmup":
@@ -138,9 +171,11 @@ class Trainer:
             faultpoint("trainer.kept")
         privacy: dict[str, object] = {}
         if asked.stage != "warmup":
-            statement = self._budget.statement(asked.recipe, rng=self._noise.description)
-            privacy = {"merchant": self.merchant.id, **statement}
-        report = self._report(asked, update, privacy)
+            spent = self._budget.statement(asked.recipe, rng=self._noise.description)
+            privacy = {"merchant": self.merchant.id, **spent}
+        if asked.phase == "share":
+            self._sums.put(update)
+        report = self._report(asked, content or update, privacy)
         faultpoint("trainer.before_send")
         return report
 
@@ -246,6 +281,7 @@ class Trainer:
             parent=asked.parent,
             ledger_head=self._budget.head(),
             privacy=dict(privacy),
+            phase=asked.phase,
         )
         return sign(report, update, self._key).to_bytes()
 

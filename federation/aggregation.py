@@ -4,6 +4,7 @@ Only B is trained (see :mod:`handbill.generator.adapters`), and the model's chan
 B, so the mean of the B's is exactly the mean of the changes B A.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -58,6 +59,36 @@ class MeanAccumulator:
         if not self.count:
             raise RoundError("no update to average")
         return {n: (total / self.count).astype(np.float32) for n, total in self._sum.items()}
+
+
+def robust_mean(means: Sequence[Tensors], counts: Sequence[int]) -> Tensors:
+    """One update from the means of disjoint groups of merchants.
+
+    Of one or two groups, the mean over all merchants. Of more, each is shortened to the median of
+    their norms, and the coordinate-wise median taken (Yin et al. 2018, arXiv:1803.01498): fewer
+    than half of the groups can be spoilt by a merchant in them without moving it far.
+
+    Args:
+        means: Of each group, with the same names and shapes.
+        counts: Merchants in each group.
+
+    Raises:
+        RoundError: No group.
+    """
+    if not means:
+        raise RoundError("no update to average")
+    if len(means) < 3:
+        share = np.array(counts, np.float32) / np.float32(sum(counts))
+        return {n: sum(w * m[n] for w, m in zip(share, means, strict=True)) for n in means[0]}
+    norms = [
+        float(np.sqrt(sum(np.square(v, dtype=np.float64).sum() for v in m.values()))) for m in means
+    ]
+    bound = float(np.median(norms))
+    scales = [np.float32(min(1.0, bound / norm) if norm else 1.0) for norm in norms]
+    return {
+        name: np.median([s * m[name] for s, m in zip(scales, means, strict=True)], axis=0)
+        for name in means[0]
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

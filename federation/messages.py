@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, cast, get_args
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature
@@ -22,11 +22,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from handbill.errors import InputError, ProtocolError
+from handbill.federation.secagg.ring import Ring
 from handbill.generator.adapters import AdapterSpec, Tensors
 from handbill.generator.artifacts import canonical_json
 
 Stage = Literal["warmup", "global", "personal", "ping"]
 PaidStage = Literal["global", "personal"]
+# "train" is a whole round for whoever may see a single update; the others are one securely summed.
+Phase = Literal["train", "advertise", "share", "mask", "agree", "unmask"]
 
 MESSAGE_LABEL: Final = b"handbill/v1/message\0"
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
@@ -148,6 +151,8 @@ class Instruction:
     Attributes:
         receipt: The merchant's last ledger head that the server committed, None before the first:
             a merchant whose ledger does not hold it has gone back to an older copy.
+        phase: What is asked for now, where the round takes several messages.
+        ring: How updates are encoded to be summed securely; None where they are not.
     """
 
     merchant: str
@@ -160,10 +165,14 @@ class Instruction:
     spec: AdapterSpec
     recipe: Recipe
     receipt: Receipt | None = None
+    phase: Phase = "train"
+    ring: Ring | None = None
 
     def __post_init__(self) -> None:
-        if self.stage not in get_args(Stage):
-            raise ProtocolError("instruction: unknown stage")
+        if self.stage not in get_args(Stage) or self.phase not in get_args(Phase):
+            raise ProtocolError("instruction: unknown stage or phase")
+        if (self.phase == "train") != (self.ring is None):
+            raise ProtocolError("instruction: a secure sum needs a ring, and only such a sum")
         for name, kind in (("run", str), ("round", int), ("attempt", int), ("parent", str)):
             if type(getattr(self, name)) is not kind:
                 raise ProtocolError(f"instruction: {name} is not of type {kind.__name__}")
@@ -176,6 +185,7 @@ class Report:
     Attributes:
         privacy: The merchant's DP statement after this round; public facts only.
         ledger_head: Hash of the last row of the merchant's ledger, which the server receipts.
+        phase: What this answers.
     """
 
     merchant: str
@@ -186,11 +196,13 @@ class Report:
     parent: str
     ledger_head: str
     privacy: dict[str, Any] = field(default_factory=dict)
+    phase: Phase = "train"
 
     def __post_init__(self) -> None:
         if not _is_hash(self.ledger_head):
             raise ProtocolError("report: ledger_head is not a SHA-256 in hex")
-        if self.stage not in {"ping", "warmup"} or self.privacy:
+        trained = self.phase in {"train", "share"} and self.stage not in {"ping", "warmup"}
+        if trained or self.privacy:
             _check_statement(self.privacy, self.merchant)
 
 
@@ -225,6 +237,17 @@ class Signed:
 
 
 M = TypeVar("M", Instruction, Report)
+
+
+def attached(name: str, data: bytes) -> Tensors:
+    """Bytes as a tensor, to travel beside others."""
+    return {name: cast("Any", np.frombuffer(data, np.uint8))}
+
+
+def detach(tensors: Tensors, name: str) -> bytes:
+    """Take bytes out from among the tensors again; empty where there are none."""
+    array = tensors.pop(name, None)
+    return b"" if array is None else array.tobytes()
 
 
 def sign(message: Instruction | Report, tensors: Tensors, key: Ed25519PrivateKey) -> Signed:
@@ -294,11 +317,12 @@ def _body(signed: Signed, kind: type[M]) -> M:
     try:
         fields: Mapping[str, Any] = header["body"]
         if kind is Instruction:
-            receipt = fields.get("receipt")
+            receipt, ring = fields.get("receipt"), fields.get("ring")
             return kind(
                 **{
                     **fields,
                     "receipt": Receipt(**receipt) if receipt is not None else None,
+                    "ring": Ring(**ring) if ring is not None else None,
                     "spec": AdapterSpec.from_dict(fields["spec"]),
                     "recipe": Recipe(**fields["recipe"]),
                 }

@@ -1,12 +1,12 @@
 """One round, defined once: instruct the cohort, collect reports, hand each to a fold.
 
-The same function runs on a Flower Grid and in one process. It decides nothing about weights:
-what a report is folded into (a mean, or one adapter per merchant) is the caller's.
+The same code runs on a Flower Grid and in one process. It decides nothing about weights: what a
+report is folded into (a mean, one adapter per merchant, a secure sum) is the caller's.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from handbill.errors import HandbillError, InputError, ProtocolError, RoundError
 from handbill.federation.messages import (
     Instruction,
+    Phase,
     Receipt,
     Recipe,
     Report,
@@ -23,6 +24,7 @@ from handbill.federation.messages import (
     open_signed,
     sign,
 )
+from handbill.federation.secagg.ring import Ring
 from handbill.federation.transport import Reply, Transport
 from handbill.generator.adapters import AdapterSpec, Tensors
 
@@ -40,6 +42,7 @@ class RoundPlan:
         receipts: The last committed ledger head of each merchant that has one.
         min_reports: Below so many good reports the round is not committed.
         deadline_s: Reports that come later do not count.
+        ring: How updates are encoded, where only their sum may be learnt.
     """
 
     run: str
@@ -54,6 +57,7 @@ class RoundPlan:
     min_reports: int
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
     deadline_s: float = 600.0
+    ring: Ring | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_reports <= len(self.cohort):
@@ -76,6 +80,116 @@ class RoundOutcome:
     seconds: float = 0.0
 
 
+class Exchange:
+    """Asks merchants and takes their answers, one phase after the other.
+
+    A merchant whose answer is late, unsigned, of another round or refused by the fold is left out
+    and named in ``outcome.failures``; the others' round goes on.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        plan: RoundPlan,
+        *,
+        key: Ed25519PrivateKey,
+        on_reply: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """Speak over ``transport``, signing with ``key``.
+
+        Args:
+            transport: How messages travel.
+            plan: Whom to ask for what.
+            key: The server's signing key.
+            on_reply: Called with (merchant, error or "") when a merchant has trained or is left
+                out; for progress.
+        """
+        self._transport, self._plan, self._key = transport, plan, key
+        self._on_reply = on_reply
+        self._started = time.monotonic()
+        self.outcome = RoundOutcome()
+
+    def ask(
+        self, phase: Phase, content: Mapping[str, Tensors], fold: Fold, *, deadline_s: float
+    ) -> set[str]:
+        """Send each merchant its tensors and hand every good report to ``fold`` as it comes.
+
+        Returns:
+            The merchants whose reports were good.
+        """
+        until = time.monotonic() + deadline_s
+        for merchant, tensors in content.items():
+            asked = instruction(self._plan, merchant, phase)
+            message = sign(asked, tensors, self._key).to_bytes()
+            self.outcome.bytes_down += len(message)
+            self._transport.send(merchant, message)
+        waiting, good = set(content), set()
+        while waiting and (left := until - time.monotonic()) > 0:
+            reply = self._transport.receive(left)
+            if reply is None:
+                break
+            if reply.merchant not in waiting:
+                continue
+            waiting.discard(reply.merchant)
+            error = self._take(phase, reply, fold)
+            if error:
+                self._fail(reply.merchant, error)
+            else:
+                good.add(reply.merchant)
+                if self._on_reply and phase in {"train", "share"}:
+                    self._on_reply(reply.merchant, "")
+        self._transport.forget()
+        for merchant in sorted(waiting):
+            self._fail(merchant, f"no report within {deadline_s:.0f} s")
+        return good
+
+    def close(self, reporters: Sequence[str]) -> RoundOutcome:
+        """End the round: these merchants' updates are in what it made.
+
+        Raises:
+            RoundError: Fewer than ``plan.min_reports``.
+        """
+        plan, outcome = self._plan, self.outcome
+        outcome.reporters = list(reporters)
+        outcome.seconds = time.monotonic() - self._started
+        outcome.ledger_heads = {m: h for m, h in outcome.ledger_heads.items() if m in reporters}
+        outcome.privacy = [s for s in outcome.privacy if s["merchant"] in reporters]
+        if len(reporters) < plan.min_reports:
+            reasons = "; ".join(f"{who}: {why}" for who, why in sorted(outcome.failures.items()))
+            raise RoundError(
+                f"round {plan.round} ({plan.stage}): {len(reporters)} good reports, "
+                f"{plan.min_reports} needed; {reasons}"
+            )
+        return outcome
+
+    def _fail(self, merchant: str, error: str) -> None:
+        self.outcome.failures[merchant] = error
+        log.warning("report_refused", extra={"merchant": merchant, "reason": error})
+        if self._on_reply:
+            self._on_reply(merchant, error)
+
+    def _take(self, phase: Phase, reply: Reply, fold: Fold) -> str:
+        """Verify and fold one reply; returns why it was refused, or an empty string."""
+        if reply.error:
+            return reply.error
+        plan, outcome = self._plan, self.outcome
+        outcome.bytes_up += len(reply.message)
+        try:
+            signed = Signed.from_bytes(reply.message)
+            report, tensors = open_signed(signed, plan.cohort[reply.merchant], Report)
+            expected = instruction(plan, reply.merchant, phase)
+            for name in ("merchant", "run", "round", "attempt", "stage", "parent", "phase"):
+                if getattr(report, name) != getattr(expected, name):
+                    raise ProtocolError(f"report is of another {name}")
+            fold(report, tensors)
+        except HandbillError as error:
+            return str(error)
+        outcome.ledger_heads[report.merchant] = report.ledger_head
+        if report.privacy:
+            outcome.privacy.append(report.privacy)
+        return ""
+
+
 def run_round(
     transport: Transport,
     plan: RoundPlan,
@@ -87,83 +201,30 @@ def run_round(
 ) -> RoundOutcome:
     """Instruct every merchant of the cohort, then fold in each good report as it arrives.
 
-    A merchant whose reply is late, unsigned, of another round or refused by ``fold`` is left
-    out and named in ``failures``; the others' round goes on.
-
     Args:
         transport: How messages travel.
         plan: Whom to ask for what.
         weights: The global B matrices, as of ``plan.parent``.
         key: The server's signing key.
         fold: Called with each verified report and its tensors; may refuse by raising.
-        on_reply: Called with (merchant, error or "") for every reply; for progress.
+        on_reply: As in :class:`Exchange`.
 
     Raises:
         RoundError: Fewer than ``plan.min_reports`` good reports by the deadline.
     """
-    started = time.monotonic()
-    outcome = RoundOutcome()
-    for merchant in plan.cohort:
-        message = sign(_instruction(plan, merchant), weights, key).to_bytes()
-        outcome.bytes_down += len(message)
-        transport.send(merchant, message)
-    waiting = set(plan.cohort)
-    while waiting and (left := plan.deadline_s - (time.monotonic() - started)) > 0:
-        reply = transport.receive(left)
-        if reply is None:
-            break
-        if reply.merchant not in waiting:
-            continue
-        waiting.discard(reply.merchant)
-        error = _take(plan, reply, outcome, fold)
-        if error:
-            outcome.failures[reply.merchant] = error
-            log.warning("report_refused", extra={"merchant": reply.merchant, "reason": error})
-        if on_reply:
-            on_reply(reply.merchant, error)
-    transport.forget()
-    for merchant in sorted(waiting):
-        outcome.failures[merchant] = f"no report within {plan.deadline_s:.0f} s"
-    outcome.seconds = time.monotonic() - started
-    if len(outcome.reporters) < plan.min_reports:
-        reasons = "; ".join(f"{who}: {why}" for who, why in sorted(outcome.failures.items()))
-        raise RoundError(
-            f"round {plan.round} ({plan.stage}): {len(outcome.reporters)} good reports, "
-            f"{plan.min_reports} needed; {reasons}"
-        )
-    return outcome
+    exchange = Exchange(transport, plan, key=key, on_reply=on_reply)
+    folded: list[str] = []
 
-
-def _take(plan: RoundPlan, reply: Reply, outcome: RoundOutcome, fold: Fold) -> str:
-    """Verify and fold one reply; returns why it was refused, or an empty string."""
-    if reply.error:
-        return reply.error
-    outcome.bytes_up += len(reply.message)
-    try:
-        signed = Signed.from_bytes(reply.message)
-        report, tensors = open_signed(signed, plan.cohort[reply.merchant], Report)
-        expected = (reply.merchant, plan.run, plan.round, plan.attempt, plan.stage, plan.parent)
-        got = (
-            report.merchant,
-            report.run,
-            report.round,
-            report.attempt,
-            report.stage,
-            report.parent,
-        )
-        if got != expected:
-            raise ProtocolError("report is of another merchant, run, round, attempt or stage")
+    def take(report: Report, tensors: Tensors) -> None:
         fold(report, tensors)
-    except HandbillError as error:
-        return str(error)
-    outcome.reporters.append(report.merchant)
-    outcome.ledger_heads[report.merchant] = report.ledger_head
-    if report.privacy:
-        outcome.privacy.append(report.privacy)
-    return ""
+        folded.append(report.merchant)
+
+    exchange.ask("train", dict.fromkeys(plan.cohort, weights), take, deadline_s=plan.deadline_s)
+    return exchange.close(folded)
 
 
-def _instruction(plan: RoundPlan, merchant: str) -> Instruction:
+def instruction(plan: RoundPlan, merchant: str, phase: Phase = "train") -> Instruction:
+    """What a merchant is told in one phase of a round."""
     return Instruction(
         merchant=merchant,
         run=plan.run,
@@ -175,4 +236,6 @@ def _instruction(plan: RoundPlan, merchant: str) -> Instruction:
         spec=plan.spec,
         recipe=plan.recipe,
         receipt=plan.receipts.get(merchant),
+        phase=phase,
+        ring=plan.ring,
     )

@@ -335,3 +335,12 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, such that it survives a power cut."""
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(data)
+    sync_to_disk(temporary)
+    temporary.rename(path)
+    sync_to_disk(path.parent)

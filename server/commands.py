@@ -20,12 +20,21 @@ def init(
     base: Annotated[str, typer.Option(help="Base model: a name, a folder or a hub id.")] = (
         "smollm2-135m"
     ),
+    secure_aggregation: Annotated[
+        bool, typer.Option(help="Learn only sums of the updates of 5 merchants or more.")
+    ] = True,
 ) -> None:
     """Make a server: settings, certificates, signing key, database, and the merchants' kit."""
     from handbill.server.operate import init_server
-    from handbill.server.settings import ServerSettings
+    from handbill.server.settings import SecureAggregation, ServerSettings
 
-    kit = init_server(home / "server", ServerSettings(host=host, port=port, base=base))
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        base=base,
+        secure_aggregation=SecureAggregation(enabled=secure_aggregation),
+    )
+    kit = init_server(home / "server", settings)
     typer.echo(f"settings: {home / 'server' / 'server.toml'}")
     typer.echo(f"give every merchant: {kit}")
 

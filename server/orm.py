@@ -49,6 +49,14 @@ class MerchantRow(Base):
     revoked_at: Mapped[str] = mapped_column(String(40))
 
 
+class RosterRow(Base):
+    """One line of the roster's signed log; rows are only ever added."""
+
+    __tablename__ = "roster"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    line: Mapped[str] = mapped_column(Text)
+
+
 class RunRow(Base):
     """One training run."""
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.errors import ArtifactError, MissingError, RoundError
 from handbill.federation.messages import Receipt
+from handbill.federation.roster import Roster
 from handbill.generator import artifacts
 from handbill.generator.artifacts import (
     ArtifactStore,
@@ -45,6 +46,7 @@ from handbill.server.records import (
     still_published,
 )
 from handbill.server.repository import Database, UnitOfWork
+from handbill.server.roster_log import complete_roster
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class Registry:
         check_tenant(merchant.id)
         with self.database.begin() as uow:
             uow.merchants.put(merchant)
+            complete_roster(uow.merchants, self._key)
             facts = sha256_digest(canonical_json(asdict(merchant)))
             self._commit(uow, actor, "merchant.enrol", merchant.id, facts)
 
@@ -93,7 +96,15 @@ class Registry:
         """Take a merchant off the roster; its committed contributions stay."""
         with self.database.begin() as uow:
             merchant = uow.merchants.revoke(merchant_id)
+            complete_roster(uow.merchants, self._key)
             self._commit(uow, actor, "merchant.revoke", merchant_id, merchant.revoked_at)
+
+    def roster(self) -> Roster:
+        """Return the signed log of who may take part, as merchants read it."""
+        with self.database.begin() as uow:
+            roster = complete_roster(uow.merchants, self._key)
+            uow.commit()
+        return roster
 
     def start_run(self, run: Run, *, actor: str = "server") -> None:
         """Write that a training run began."""

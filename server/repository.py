@@ -66,6 +66,16 @@ class MerchantRepository:
         found = [_record(Merchant, row) for row in self._session.scalars(query)]
         return [merchant for merchant in found if revoked or not merchant.revoked_at]
 
+    def roster(self) -> list[str]:
+        """Return the lines of the signed log of who may take part."""
+        query = select(orm.RosterRow.line).order_by(orm.RosterRow.number)
+        return list(self._session.scalars(query))
+
+    def add_to_roster(self, number: int, line: str) -> None:
+        """Add the next line of the log."""
+        self._session.add(orm.RosterRow(number=number, line=line))
+        self._session.flush()
+
 
 class RoundRepository:
     """Runs and their rounds."""

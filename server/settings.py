@@ -7,6 +7,8 @@ from typing import Final, Self
 from handbill.errors import InputError
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Recipe
+from handbill.federation.secagg.ring import Ring
+from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.settings_file import load_settings, save_settings
 
 SETTINGS_FILE: Final = "server.toml"
@@ -18,8 +20,36 @@ class AdapterSettings:
 
     rank: int = 8
     alpha: float = 16.0
-    layers: int = 24
+    layers: int = 16
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecureAggregation:
+    """Whether only sums of updates may be learnt (protocol SA-1), and how they are encoded.
+
+    Attributes:
+        enabled: False asks for updates one by one, which merchants' policies refuse by default.
+        bits: Of a number on the wire: 32, or 24 for a quarter less to send.
+        bound: A coordinate of an update beyond it is cut off there.
+        group_size: Sum in groups of about so many merchants, of which the median is taken; 0
+            sums all of them at once. At least 5.
+    """
+
+    enabled: bool = True
+    bits: int = 32
+    bound: float = 1.0
+    group_size: int = 0
+
+    def __post_init__(self) -> None:
+        Ring(bits=self.bits, bound=self.bound)
+        if self.group_size and self.group_size < MIN_COHORT:
+            raise InputError(f"group_size={self.group_size}: 0, or {MIN_COHORT} at least")
+
+    @property
+    def ring(self) -> Ring | None:
+        """How updates are encoded; None where they are not summed securely."""
+        return Ring(bits=self.bits, bound=self.bound) if self.enabled else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +76,7 @@ class ServerSettings:
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     recipe: Recipe = field(default_factory=Recipe)
     optimizer: ServerOptimizer = field(default_factory=lambda: ServerOptimizer(learning_rate=3e-2))
+    secure_aggregation: SecureAggregation = field(default_factory=SecureAggregation)
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
@@ -74,5 +105,10 @@ class ServerSettings:
             cls,
             home / SETTINGS_FILE,
             remedy="run `handbill server init` first",
-            tables={"adapter": AdapterSettings, "recipe": Recipe, "optimizer": ServerOptimizer},
+            tables={
+                "adapter": AdapterSettings,
+                "recipe": Recipe,
+                "optimizer": ServerOptimizer,
+                "secure_aggregation": SecureAggregation,
+            },
         )

@@ -18,9 +18,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from handbill.errors import MissingError, ProtocolError, RoundError
-from handbill.federation.aggregation import MeanAccumulator, OptimizerState
+from handbill.federation.aggregation import OptimizerState
 from handbill.federation.messages import Report, Stage
-from handbill.federation.rounds import Fold, RoundOutcome, RoundPlan, run_round
+from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
+from handbill.federation.secagg.ring import Ring
 from handbill.federation.transport import Transport
 from handbill.generator.adapters import (
     AdapterSpec,
@@ -32,7 +33,7 @@ from handbill.generator.adapters import (
     write_adapter,
     zero_update,
 )
-from handbill.generator.artifacts import load_or_create_key, load_public_key, utc_now
+from handbill.generator.artifacts import load_or_create_key, utc_now
 from handbill.generator.base_models import BaseModel, resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.server.cards import model_card
@@ -43,6 +44,7 @@ from handbill.server.records import Round, Run
 from handbill.server.records import Stage as RoundStage
 from handbill.server.registry import PUBLISHER_KEY, Registry
 from handbill.server.settings import ServerSettings
+from handbill.server.updates import Updates
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +81,12 @@ class Training:
         self.progress = Progress(home)
         self._model = model
         self._probed: tuple[str | None, float] = (None, 0.0)  # last artifact and its probe loss
-        with registry.database.begin() as uow:
-            self._roster: dict[str, Ed25519PublicKey] = {
-                merchant.id: load_public_key(merchant.public_key.encode())
-                for merchant in uow.merchants.all()
-            }
+        roster = registry.roster()
+        self._roster: Mapping[str, Ed25519PublicKey] = roster.members
+        self._shapes = trained_shapes(self.spec, self.base)
+        self._updates = Updates(
+            transport, settings, key=self._key, roster=roster, shapes=self._shapes
+        )
 
     def train(self, run: str, *, publish: bool) -> None:
         """Take a run to its end, from wherever it stands.
@@ -150,11 +153,12 @@ class Training:
     def _wait_for_merchants(self) -> None:
         """Wait, not for ever, until enough merchants are connected."""
         until = time.monotonic() + WAIT_S
-        while len(self._cohort()) < min(len(self._roster), self._settings.min_reports):
+        fewest = self._updates.fewest
+        while len(self._cohort()) < min(len(self._roster), fewest):
             if time.monotonic() > until:
                 raise RoundError(
                     f"{len(self._cohort())} of {len(self._roster)} enrolled merchants connected "
-                    f"within {WAIT_S:.0f} s, {self._settings.min_reports} needed"
+                    f"within {WAIT_S:.0f} s, {fewest} needed"
                 )
             time.sleep(0.2)
 
@@ -171,6 +175,7 @@ class Training:
         *,
         cohort: Mapping[str, Ed25519PublicKey],
         parent: str = "",
+        ring: Ring | None = None,
     ) -> RoundPlan:
         return RoundPlan(
             run=run,
@@ -185,6 +190,7 @@ class Training:
             receipts=self._registry.receipts(),
             min_reports=self._settings.min_reports,
             deadline_s=self._settings.deadline_s,
+            ring=ring,
         )
 
     def _last(self, run: str, stage: RoundStage) -> tuple[int, str, Tensors, OptimizerState]:
@@ -193,10 +199,9 @@ class Training:
         The private rounds begin with the weights of the warm-up, if there was one, and with an
         optimiser of their own: their gradients are of another size.
         """
-        shapes = trained_shapes(self.spec, self.base)
         last = self._registry.last_committed(run, stage)
         if last is not None:
-            state = load_state(self._home, last.aggregate, shapes)
+            state = load_state(self._home, last.aggregate, self._shapes)
             return last.number, last.aggregate, self._weights(last), state
         warm = self._registry.last_committed(run, "warmup")
         weights = zero_update(self.spec, self.base) if warm is None else self._weights(warm)
@@ -205,7 +210,7 @@ class Training:
 
     def _weights(self, committed: Round) -> Tensors:
         adapter = read_adapter(self._registry.store.path(committed.aggregate))
-        return {name: adapter.tensors[name] for name in trained_shapes(self.spec, self.base)}
+        return {name: adapter.tensors[name] for name in self._shapes}
 
     def _attempt(
         self, run: str, number: int, stage: RoundStage, take: Callable[[Round], None]
@@ -224,42 +229,36 @@ class Training:
             else:
                 return
 
-    def _collect(self, attempt: Round, parent: str, weights: Tensors, fold: Fold) -> RoundOutcome:
+    def _planned(self, attempt: Round, parent: str, *, ring: Ring | None = None) -> RoundPlan:
+        """The plan of an attempt: for those it was opened for, whoever has come or gone since."""
         plan = self._plan(
             attempt.run,
             attempt.number,
             attempt.attempt,
             attempt.stage,
-            # Those the attempt was opened for, whoever has come or gone since.
             cohort={merchant: self._roster[merchant] for merchant in attempt.cohort},
             parent=parent,
+            ring=ring,
         )
         self.progress.note(
             "round", run=plan.run, round=plan.round, stage=plan.stage, cohort=sorted(plan.cohort)
         )
+        return plan
 
+    def _noting(self, plan: RoundPlan) -> Callable[[str, str], None]:
         def on_reply(merchant: str, error: str) -> None:
             self.progress.note("reply", round=plan.round, merchant=merchant, error=error)
 
-        return run_round(
-            self._transport, plan, weights, key=self._key, fold=fold, on_reply=on_reply
-        )
+        return on_reply
 
     def _shared_round(
         self, attempt: Round, parent: str, weights: Tensors, state: OptimizerState, rounds: int
     ) -> None:
         """A round of the adapter that everybody shares: on catalogues, or on shoppers' rows."""
-        settings = self._settings
-        shapes = trained_shapes(self.spec, self.base)
-        total = MeanAccumulator(shapes, max_norm=settings.max_update_norm)
-
-        def add(report: Report, update: Tensors) -> None:
-            del report  # every merchant weighs the same
-            total.add(update)
-
-        outcome = self._collect(attempt, parent, weights, add)
-        optimizer = settings.optimizer.at(attempt.number, of=rounds)
-        moved, after = optimizer.step(weights, total.mean(), state)
+        plan = self._planned(attempt, parent, ring=self._settings.secure_aggregation.ring)
+        outcome, mean = self._updates.collect(plan, weights, on_reply=self._noting(plan))
+        optimizer = self._settings.optimizer.at(attempt.number, of=rounds)
+        moved, after = optimizer.step(weights, mean, state)
         metrics = self._gate(parent, weights, moved)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -280,10 +279,8 @@ class Training:
         self._probed = (manifest.digest, metrics["probe_loss"])
 
     def _personal_round(self, attempt: Round, parent: str, weights: Tensors) -> None:
-        shapes = trained_shapes(self.spec, self.base)
-
         def register(report: Report, update: Tensors) -> None:
-            check_tensors(update, shapes)
+            check_tensors(update, self._shapes)
             own: Tensors = {n: (weights[n] + update[n]).astype(np.float32) for n in weights}
             if not all(np.isfinite(value).all() for value in own.values()):
                 raise ProtocolError("adapter holds NaN or infinity")
@@ -303,7 +300,15 @@ class Training:
                 )
                 self._registry.register_tenant_artifact(folder)
 
-        outcome = self._collect(attempt, parent, weights, register)
+        plan = self._planned(attempt, parent)
+        outcome = run_round(
+            self._transport,
+            plan,
+            weights,
+            key=self._key,
+            fold=register,
+            on_reply=self._noting(plan),
+        )
         self._commit(attempt, None, parent, outcome, {})
 
     def _commit(

@@ -27,14 +27,14 @@ from handbill.clients.rejects import write_rejects
 from handbill.clients.run import init_merchant
 from handbill.clients.shop import load_shop
 from handbill.errors import HandbillError, InputError
+from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.supervision import Children
 from handbill.generator.base_models import resolve_base
 from handbill.server.operate import drive, enrol, init_server, new_run_id
-from handbill.server.settings import AdapterSettings, ServerSettings
+from handbill.server.settings import AdapterSettings, SecureAggregation, ServerSettings
 from handbill.simulations.market import write_sample_market
 from handbill.simulations.watch import Watch
 
-SHOPS: Final = 3
 MARK: Final = "demo.json"
 WORLD: Final = ("server", "serving", "shops", "market", "logs")
 PING_WARM: Final = "ping warm"
@@ -50,6 +50,8 @@ class DemoConfig:
         data: Folder of a market; the sample market when None.
         evaluate_rows: Held-out shoppers of each shop whose loss is measured at the end.
         evaluate_written: How many of them copy is written for.
+        shops: How many of the market's shops take part; from 5 on, only sums of their updates
+            can be learnt.
         measure_cold: Also time a round without the warm trainer.
     """
 
@@ -60,6 +62,7 @@ class DemoConfig:
     epsilon: float = 8.0
     evaluate_rows: int = 24
     evaluate_written: int = 12
+    shops: int = 3
     measure_cold: bool = False
 
 
@@ -146,10 +149,13 @@ class Demo:
             if data is None:
                 data = self.home / "market"
                 write_sample_market(data)
-            self.outcome.sources = find_shops(data, describe=self.config.describe)[:SHOPS]
+            self.outcome.sources = find_shops(data, describe=self.config.describe)
+            self.outcome.sources = self.outcome.sources[: self.config.shops]
+            secure = len(self.outcome.sources) >= MIN_COHORT
             settings = replace(
                 self.config.settings,
                 min_reports=min(self.config.settings.min_reports, len(self.outcome.sources)),
+                secure_aggregation=SecureAggregation(enabled=secure),
             )
             kit = init_server(self.home / "server", settings)
             threads = 1 if len(self.outcome.sources) > 1 else 0
@@ -163,6 +169,7 @@ class Demo:
                     describe=self.config.describe,
                     threads=threads,
                     epsilon=self.config.epsilon,
+                    secure_aggregation=secure,
                 )
                 enrol(self.home / "server", request)
 

@@ -26,7 +26,7 @@ from handbill.generator.base_models import BaseModel, make_tiny_base, resolve_ba
 from handbill.generator.lora import LoraModel
 from handbill.server import records
 from handbill.server.registry import Registry, open_registry
-from handbill.server.settings import AdapterSettings, ServerSettings
+from handbill.server.settings import AdapterSettings, SecureAggregation, ServerSettings
 from handbill.server.training import Training, adapter_spec
 from handbill.simulations.federation_result import (
     MIN_USERS,
@@ -150,6 +150,7 @@ def _settings(config: FederationConfig, base: Path) -> ServerSettings:
     return ServerSettings(
         base=str(base),
         min_reports=max(1, round(config.merchants * (1 - config.dropout) / 2)),
+        secure_aggregation=SecureAggregation(enabled=False),
         adapter=AdapterSettings(rank=4, alpha=8.0, layers=1),
         recipe=Recipe(
             rounds=config.rounds,
@@ -169,6 +170,7 @@ def _policy(config: FederationConfig) -> Policy:
         min_users=MIN_USERS // 2,
         held_out=HELD_OUT,
         personal=False,
+        secure_aggregation=False,
     )
 
 

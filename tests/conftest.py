@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("handbill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("handbill")
 
-SHOPS = ("shop-a", "shop-b", "shop-c")
+SHOPS = ("shop-a", "shop-b", "shop-c", "shop-d", "shop-e", "shop-f")
 
 
 @pytest.fixture(scope="session")
@@ -34,13 +34,13 @@ def tiny_model(tiny_base):
 
 @pytest.fixture(scope="session")
 def shops(tmp_path_factory):
-    """A folder of three invented shops with 40 shoppers each."""
+    """A folder of six invented shops with 40 shoppers each."""
     from handbill.simulations.grammar import SHOPS as VOICES
     from handbill.simulations.grammar import Draws, read_vocabulary
     from handbill.simulations.market import write_shop
 
     folder = tmp_path_factory.mktemp("shops")
-    for shop, voice in zip(SHOPS, VOICES, strict=True):
+    for shop, voice in zip(SHOPS, 2 * VOICES, strict=True):
         words = read_vocabulary(voice) | {"id": shop, "name": shop}
         write_shop(folder / shop, words, Draws(1, shop), 40)
     return folder
@@ -63,7 +63,13 @@ def make_home(tmp_path, tiny_base, shops):
             threads=1,
         )
         merchant.save(home)
-        given = {"min_users": 10, "max_sampling_rate": 0.5, "held_out": 0.2, **policy}
+        given = {
+            "min_users": 10,
+            "max_sampling_rate": 0.5,
+            "held_out": 0.2,
+            "secure_aggregation": False,  # most tests have too few merchants for it
+            **policy,
+        }
         Policy.for_users(40, **given).save(home)
         (home / SERVER_KEY).parent.mkdir(parents=True)
         (home / SERVER_KEY).write_bytes(public_pem(server_key))

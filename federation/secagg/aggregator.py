@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from handbill.errors import ProtocolError, RoundError
+from handbill.federation.sealed import read, unseal
 from handbill.federation.secagg.masks import Words, add_mask
 from handbill.federation.secagg.participant import MOST_PROPOSALS
 from handbill.federation.secagg.ring import Ring
-from handbill.federation.secagg.sealed import read, unseal
 from handbill.federation.secagg.session import Advert, Session, commitment
 from handbill.federation.secagg.sharing import SECRET_BYTES, Interpolation
 from handbill.generator.artifacts import canonical_json
@@ -106,7 +106,7 @@ class Aggregator:
         """Add a masked vector to the sum."""
         length = int.from_bytes(answer[:4], "big")
         head, raw = answer[4 : 4 + length], memoryview(answer)[4 + length :]
-        body = unseal(head, "masked", self._roster[merchant])
+        body = unseal(head, "secagg/masked", self._roster[merchant])
         if body != {
             "transcript": self._session.transcript.hex(),
             "sha256": hashlib.sha256(raw).hexdigest(),
@@ -146,11 +146,8 @@ class Aggregator:
 
     def agreed(self, merchant: str, answer: bytes) -> None:
         """Take a merchant's signature on the set of survivors."""
-        expected = {
-            "transcript": self._session.transcript.hex(),
-            "survivors": sorted(self._survivors),
-        }
-        if unseal(answer, "survivors", self._roster[merchant]) != expected:
+        expected = self._session.agreement(self._survivors)
+        if unseal(answer, "secagg/survivors", self._roster[merchant]) != expected:
             raise ProtocolError("signed for another set of survivors")
         self._agreements[merchant] = answer.decode()
 

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from handbill.errors import ProtocolError
+from handbill.federation.sealed import read, seal, unseal
 from handbill.federation.secagg.masks import Words, add_mask, derive
 from handbill.federation.secagg.ring import Ring
-from handbill.federation.secagg.sealed import read, seal, unseal
-from handbill.federation.secagg.session import Session, SessionKeys
+from handbill.federation.secagg.session import MIN_COHORT, Session, SessionKeys
 from handbill.federation.secagg.sharing import SHARE_BYTES, split
 from handbill.generator.artifacts import canonical_json
 
@@ -47,6 +47,7 @@ class Participant:
         ring: Ring,
         dimension: int,
         burn: Callable[[], None],
+        floor: int = MIN_COHORT,
     ) -> None:
         """Enter a session that nothing was sent in yet but the advert.
 
@@ -61,10 +62,11 @@ class Participant:
             burn: Called before the first agreement leaves: remember durably that the vector may
                 now be in a sum, so that it is never masked again. A second sum that holds it
                 would give it away by subtraction.
+            floor: Fewest merchants in a sum that this one allows.
         """
         self._merchant, self._keys, self._key = merchant, keys, key
         self._roster, self._context = roster, context
-        self._ring, self._dimension, self._burn = ring, dimension, burn
+        self._ring, self._dimension, self._burn, self._floor = ring, dimension, burn, floor
         self._step = Step.ADVERTISED
         self._session: Session
         self._own: tuple[bytes, bytes]  # its shares of its own seed and masking key
@@ -87,6 +89,7 @@ class Participant:
             context=self._context,
             ring=self._ring,
             dimension=self._dimension,
+            floor=self._floor,
         )
         seeds, maskings = (
             split(secret, points=len(session.adverts), threshold=session.threshold)
@@ -139,7 +142,7 @@ class Participant:
         self._ring.reduce(masked)
         raw = self._ring.to_bytes(masked)
         body = {"transcript": session.transcript.hex(), "sha256": hashlib.sha256(raw).hexdigest()}
-        head = seal("masked", body, self._key)
+        head = seal("secagg/masked", body, self._key)
         return len(head).to_bytes(4, "big") + head + raw
 
     def agree(self, request: bytes) -> bytes:
@@ -161,7 +164,7 @@ class Participant:
         if not self._agreed:
             self._burn()
         self._agreed.append(survivors)
-        return seal("survivors", self._survivors(survivors), self._key)
+        return seal("secagg/survivors", self._session.agreement(survivors), self._key)
 
     def unmask(self, request: bytes) -> bytes:
         """Give the shares that open the one sum everybody in it has signed for. Once.
@@ -177,9 +180,9 @@ class Participant:
         survivors = set(agreements)
         if survivors not in self._agreed:
             raise ProtocolError("this merchant did not sign for this set of survivors")
-        expected = self._survivors(survivors)
+        expected = self._session.agreement(survivors)
         for other, text in agreements.items():
-            if unseal(text.encode(), "survivors", self._roster[other]) != expected:
+            if unseal(text.encode(), "secagg/survivors", self._roster[other]) != expected:
                 raise ProtocolError(f"{other} signed for another set of survivors or session")
         lost = self._held.keys() - survivors
         answer = {
@@ -195,9 +198,6 @@ class Participant:
                 f"secure aggregation: {step.name.lower()} asked for after {self._step.name.lower()}"
             )
         self._step = step
-
-    def _survivors(self, survivors: set[str]) -> dict[str, Any]:
-        return {"transcript": self._session.transcript.hex(), "survivors": sorted(survivors)}
 
     def _box(self, sender: str, receiver: str, other: X25519PublicKey) -> AESGCM:
         """The cipher for one direction between two merchants of this session."""

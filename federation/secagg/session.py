@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from handbill.errors import ProtocolError
+from handbill.federation.sealed import seal, unseal
 from handbill.federation.secagg.masks import derive
 from handbill.federation.secagg.ring import MOST_PARTICIPANTS, Ring
-from handbill.federation.secagg.sealed import seal, unseal
 from handbill.generator.artifacts import canonical_json
 
 MIN_COHORT: Final = 5  # fewer may not be summed, whatever a server asks for
@@ -49,7 +49,7 @@ class SessionKeys:
             "masking": self.masking.public_key().public_bytes_raw().hex(),
             "commitment": commitment(self.seed),
         }
-        return seal("advert", body, key)
+        return seal("secagg/advert", body, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Advert:
         Raises:
             ProtocolError: Signed by another, for another, or malformed.
         """
-        body = unseal(data, "advert", key)
+        body = unseal(data, "secagg/advert", key)
         try:
             advert = cls(**{name: str(value) for name, value in body.items()})
             advert.encryption_key(), advert.masking_key()
@@ -100,6 +100,7 @@ class Session:
     transcript: bytes
     ring: Ring
     dimension: int
+    floor: int
 
     @classmethod
     def of(
@@ -110,6 +111,7 @@ class Session:
         context: bytes,
         ring: Ring,
         dimension: int,
+        floor: int = MIN_COHORT,
     ) -> "Session":
         """Check every advert against the roster.
 
@@ -119,13 +121,15 @@ class Session:
             context: Digest of what this session is for.
             ring: How numbers are encoded.
             dimension: Of the vectors.
+            floor: Fewer may not be summed; :data:`MIN_COHORT` or more.
 
         Raises:
             ProtocolError: A stranger, a bad advert, a key that comes twice, too few or too many.
         """
-        if not MIN_COHORT <= len(sealed) <= MOST_PARTICIPANTS:
+        floor = max(floor, MIN_COHORT)
+        if not floor <= len(sealed) <= MOST_PARTICIPANTS:
             raise ProtocolError(
-                f"secure aggregation of {len(sealed)} merchants: {MIN_COHORT} to "
+                f"secure aggregation of {len(sealed)} merchants: {floor} to "
                 f"{MOST_PARTICIPANTS} can take part in one sum"
             )
         if strangers := sorted(sealed.keys() - roster.keys()):
@@ -145,7 +149,8 @@ class Session:
             "dimension": dimension,
             "adverts": {merchant: data.decode() for merchant, data in sealed.items()},
         }
-        return cls(adverts, hashlib.sha256(canonical_json(facts)).digest(), ring, dimension)
+        transcript = hashlib.sha256(canonical_json(facts)).digest()
+        return cls(adverts, transcript, ring, dimension, floor)
 
     @property
     def threshold(self) -> int:
@@ -162,11 +167,17 @@ class Session:
         Raises:
             ProtocolError: Too few, or somebody whose secrets nobody could recover.
         """
-        least = max(self.threshold, MIN_COHORT)
+        least = max(self.threshold, self.floor)
         if len(survivors) < least:
             raise ProtocolError(f"a sum of {len(survivors)} merchants: {least} at least")
         if not survivors <= of:
             raise ProtocolError("the sum is said to hold a merchant that shared no secrets")
+
+    def agreement(self, survivors: Collection[str]) -> dict[str, str]:
+        """What everybody whose vector is in the sum signs."""
+        names = canonical_json(sorted(survivors))
+        digest = hashlib.sha256(names).hexdigest()
+        return {"transcript": self.transcript.hex(), "survivors_sha256": digest}
 
     def pair_keys(
         self, merchant: str, masking: X25519PrivateKey, others: set[str]

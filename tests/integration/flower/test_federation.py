@@ -31,7 +31,7 @@ from handbill.privacy.accounting import epsilon
 from handbill.privacy.ledger import Ledger
 from handbill.server.operate import drive, enrol, init_server
 from handbill.server.registry import PUBLISHER_KEY
-from handbill.server.settings import AdapterSettings, ServerSettings
+from handbill.server.settings import AdapterSettings, SecureAggregation, ServerSettings
 from handbill.server.superlink import CONNECTION, SuperLink
 from handbill.server.training import adapter_spec
 from handbill.simulations.market import write_sample_market
@@ -181,10 +181,12 @@ def federation(tmp_path_factory, tiny_base):
         adapter=AdapterSettings(layers=1),
         recipe=recipe,
         min_reports=2,
+        secure_aggregation=SecureAggregation(enabled=False),
     )
     kit = init_server(home / "server", settings)
     for shop in SHOPS:
         at = {"data": home / "market", "shop": shop, "kit": kit, "threads": 1}
+        at["secure_aggregation"] = False
         enrol(home / "server", init_merchant(home / "shops" / shop, **at))
         policy = Policy.load(home / "shops" / shop)
         limit = PER_RUN if shop == POOR else policy.epsilon_limit

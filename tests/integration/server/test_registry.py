@@ -17,6 +17,8 @@ from handbill.server.verification import verify_registry
 
 pytestmark = pytest.mark.integration
 
+PEM = artifacts.public_pem(Ed25519PrivateKey.generate().public_key()).decode()
+
 
 def served(registry, tenant=""):
     return artifacts.read_channel(registry.root, tenant, registry.public_key)
@@ -316,7 +318,7 @@ def test_a_registry_belongs_to_one_key(operator, tmp_path, database_url):
 
 def test_the_roster_keeps_a_revoked_merchant_but_does_not_list_it(registry):
     merchant = Merchant(
-        id="shop-a", name="Shop A", public_key="pem", node_key="key", enrolled_at="2026-01-01"
+        id="shop-a", name="Shop A", public_key=PEM, node_key="key", enrolled_at="2026-01-01"
     )
     registry.enrol(merchant)
     registry.enrol(
@@ -332,13 +334,50 @@ def test_the_roster_keeps_a_revoked_merchant_but_does_not_list_it(registry):
         registry.revoke("shop-b")
 
 
+def test_the_roster_is_a_signed_log_that_only_grows(registry):
+    def keyed(name):
+        pem = artifacts.public_pem(Ed25519PrivateKey.generate().public_key()).decode()
+        return Merchant(id=name, name=name, public_key=pem, node_key="", enrolled_at="2026-01-01")
+
+    assert registry.roster().lines == ()
+    seen = []
+    first = keyed("shop-a")
+    for change in (
+        lambda: registry.enrol(first),
+        lambda: registry.enrol(keyed("shop-b")),
+        lambda: registry.enrol(keyed("shop-a")),  # with a new key
+        lambda: registry.revoke("shop-b"),
+        lambda: registry.enrol(first),
+    ):
+        change()
+        roster = registry.roster()
+        assert all(roster.extends(older) for older in seen)
+        assert len(roster.lines) == len(seen) + 1
+        seen.append(roster)
+    assert [entry.action for entry in roster.entries] == ["enrol"] * 3 + ["revoke", "enrol"]
+    assert list(roster.members) == ["shop-a"]
+    registry.enrol(first)  # no news, no line
+    assert registry.roster() == roster
+
+
+def test_merchants_from_before_the_log_are_on_it(registry):
+    with registry.database.begin() as uow:
+        for name in ("shop-b", "shop-a"):
+            uow.merchants.put(
+                Merchant(id=name, name=name, public_key=PEM, node_key="", enrolled_at="2026-01-01")
+            )
+        uow.commit()
+    assert list(registry.roster().members) == ["shop-a", "shop-b"]
+    assert registry.roster() == registry.roster()
+
+
 def test_writers_at_the_same_time_never_fork_the_audit_chain(tmp_path, key, database_url):
     def enrol_ten(writer):
         registry = Registry(tmp_path / "server", key, url=database_url)
         for number in range(10):
             name = f"shop-{writer}-{number}"
             registry.enrol(
-                Merchant(id=name, name=name, public_key="", node_key="", enrolled_at="2026-01-01")
+                Merchant(id=name, name=name, public_key=PEM, node_key="", enrolled_at="2026-01-01")
             )
         registry.database.close()
 

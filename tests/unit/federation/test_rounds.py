@@ -141,12 +141,12 @@ NAN = {"b": np.full((2, 2), np.nan, np.float32)}
 WRONG = {
     "another's key": (Merchant("bob", key=KEYS["cem"]), "not signed"),
     "the server's key": (Merchant("bob", key=SERVER), "not signed"),
-    "another round": (Merchant("bob", change={"round": 2}), "another merchant, run, round"),
-    "another run": (Merchant("bob", change={"run": "run-0"}), "another merchant, run, round"),
-    "another attempt": (Merchant("bob", change={"attempt": 0}), "another merchant, run, round"),
-    "another stage": (Merchant("bob", change={"stage": "personal"}), "another merchant, run"),
-    "another parent": (Merchant("bob", change={"parent": ""}), "another merchant, run, round"),
-    "for another": (Merchant("bob", change={"merchant": "cem"}), "another merchant, run, round"),
+    "another round": (Merchant("bob", change={"round": 2}), "of another round"),
+    "another run": (Merchant("bob", change={"run": "run-0"}), "of another run"),
+    "another attempt": (Merchant("bob", change={"attempt": 0}), "of another attempt"),
+    "another stage": (Merchant("bob", change={"stage": "personal"}), "of another stage"),
+    "another parent": (Merchant("bob", change={"parent": ""}), "of another parent"),
+    "for another": (Merchant("bob", change={"merchant": "cem"}), "of another merchant"),
     "not finite": (Merchant("bob", tensors=NAN), "NaN or infinity"),
     "too large": (Merchant("bob", value=1e6), "larger"),
     "other tensors": (Merchant("bob", tensors={"c": NAN["b"]}), "exactly the adapter's"),
@@ -180,7 +180,7 @@ def test_a_report_of_an_earlier_round_cannot_be_replayed():
     second, _ = take(transport, round=4)
     assert "bob" in first.reporters
     assert "bob" not in second.reporters
-    assert "another merchant, run, round" in second.failures["bob"]
+    assert "of another round" in second.failures["bob"]
 
 
 class Scripted:

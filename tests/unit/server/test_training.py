@@ -6,140 +6,18 @@ import shutil
 import numpy as np
 import pytest
 
-from handbill.clients.trainer import Trainer
 from handbill.errors import HandbillError, RoundError
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
-from handbill.federation.transport import InProcessTransport
 from handbill.generator.adapters import read_adapter
 from handbill.generator.artifacts import (
     load_or_create_key,
-    public_pem,
     read_channel,
-    utc_now,
     verify,
 )
-from handbill.privacy.noise import TestingNoise
 from handbill.server import training
-from handbill.server.optimizer_state import load_state
-from handbill.server.records import Merchant
-from handbill.server.registry import open_registry
-from handbill.server.settings import AdapterSettings, ServerSettings
-from handbill.server.training import Training
 
 SHOPS = ("shop-a", "shop-b", "shop-c")
-RUN = "run-1"
-
-
-class PowerCut(BaseException):
-    """The process dies here; nothing in it can catch this."""
-
-
-class Cable(InProcessTransport):
-    """In-process merchants, with a server that dies when the ``cut_after``-th reply comes."""
-
-    cut_after = None
-    absent = ()
-
-    def receive(self, timeout_s):
-        if self.cut_after is not None:
-            self.cut_after -= 1
-            if self.cut_after < 0:
-                self.cut_after = None
-                raise PowerCut
-        return super().receive(timeout_s)
-
-    def merchants(self):
-        """Every merchant, but for those absent at the first looks."""
-        missing = self.absent and self.absent.pop(0)
-        return [m for m in super().merchants() if m not in (missing or ())]
-
-
-class Federation:
-    """A server and three merchants; their noise is fixed, so that runs can be compared."""
-
-    def __init__(self, folder, make_home, base, model, **policies):
-        self.home, self.model = folder / "server", model
-        self.registry = open_registry(self.home, create=True)
-        self.trainers = {
-            shop: Trainer(
-                make_home(self.registry.public_key, shop, folder, **policies.get(shop, {})),
-                noise=TestingNoise(number, i_know_this_is_not_private=True),
-                model=model,
-            )
-            for number, shop in enumerate(SHOPS)
-        }
-        for shop, trainer in self.trainers.items():
-            key = load_or_create_key(trainer.home / "keys/signing.key").public_key()
-            pem = public_pem(key).decode()
-            self.registry.enrol(
-                Merchant(id=shop, name=shop, public_key=pem, node_key="", enrolled_at=utc_now())
-            )
-        self.handlers = {shop: trainer.handle for shop, trainer in self.trainers.items()}
-        self.cable = Cable(self.handlers)
-        recipe = Recipe(rounds=3, personal_steps=0, expected_users=8, rows_per_user=2)
-        self.settings = {
-            "base": str(base.path),
-            "min_reports": 2,
-            "adapter": AdapterSettings(rank=2, alpha=4.0, layers=1),
-            "recipe": recipe,
-        }
-
-    def start_again(self, **settings):
-        """A new process: nothing of the old one is left but the disk."""
-        self.registry.database.close()
-        self.cable.forget()
-        self.registry = open_registry(self.home)
-        self.settings |= settings
-        return Training(
-            self.home,
-            self.cable,
-            self.registry,
-            ServerSettings(**self.settings),
-            model=self.model,
-        )
-
-    def train(self, *, publish=False, **settings):
-        self.start_again(**settings).train(RUN, publish=publish)
-
-    def rounds(self, status="committed", stage="global"):
-        with self.registry.database.begin() as uow:
-            return [r for r in uow.rounds.all() if (r.status, r.stage) == (status, stage)]
-
-    def artifacts(self):
-        with self.registry.database.begin() as uow:
-            return uow.artifacts.all()
-
-    def weights(self, number):
-        (one,) = [r for r in self.rounds() if r.number == number]
-        return read_adapter(self.registry.store.path(one.aggregate)).tensors
-
-    def state(self, number):
-        (one,) = [r for r in self.rounds() if r.number == number]
-        return load_state(self.home, one.aggregate, self.model.shapes)
-
-    def facts(self, event):
-        lines = (self.home / "progress.jsonl").read_text().splitlines()
-        return [fact for fact in map(json.loads, lines) if fact["event"] == event]
-
-
-@pytest.fixture
-def make(tmp_path, make_home, tiny_base, tiny_model, monkeypatch):
-    monkeypatch.delenv("HANDBILL_DATABASE", raising=False)
-    made = []
-
-    def federation(name="one", **policies):
-        made.append(Federation(tmp_path / name, make_home, tiny_base, tiny_model, **policies))
-        return made[-1]
-
-    yield federation
-    for one in made:
-        one.registry.database.close()
-
-
-@pytest.fixture
-def one(make):
-    return make()
 
 
 def same(one, other):
@@ -155,7 +33,7 @@ def test_a_run_commits_every_round_once_each_on_top_of_the_last(one):
         assert r.survivors == list(SHOPS)
         assert set(r.ledger_heads) == set(SHOPS)
         manifest = verify(one.registry.store.path(r.aggregate), one.registry.public_key)
-        assert (manifest.run, manifest.round, manifest.parent) == (RUN, r.number, r.parent)
+        assert (manifest.run, manifest.round, manifest.parent) == (one.run, r.number, r.parent)
         assert [s["merchant"] for s in manifest.privacy] == list(SHOPS)
         assert r.bytes_up > 0 < r.bytes_down
     assert not same(one.weights(1), one.weights(3))
@@ -168,7 +46,7 @@ def test_a_run_goes_on_after_a_crash_to_the_very_same_weights(make):
     for replies in (3, 4, 5):  # between two rounds, after the next one's first report, its second
         broken = make(f"broken-{replies}")
         broken.cable.cut_after = replies
-        with pytest.raises(PowerCut):
+        with pytest.raises(broken.power_cut):
             broken.train()
         assert [r.number for r in broken.rounds()] == [1]
         broken.train()
@@ -195,16 +73,16 @@ def test_crashes_while_a_round_is_being_committed_lose_nothing(make, monkeypatch
     whole, broken = make("whole"), make("broken")
     whole.train()
     broken.cable.cut_after = 3
-    with pytest.raises(PowerCut):
+    with pytest.raises(broken.power_cut):
         broken.train()
     for _ in range(3):  # each dies with the round's files written and its row not
 
         def dies(*_, **__):
-            raise PowerCut
+            raise broken.power_cut
 
         with monkeypatch.context() as patch:
             patch.setattr("handbill.server.registry.Registry.commit_round", dies)
-            with pytest.raises(PowerCut):
+            with pytest.raises(broken.power_cut):
                 broken.train()
     broken.train()
     assert same(whole.weights(3), broken.weights(3))
@@ -215,7 +93,7 @@ def test_crashes_while_a_round_is_being_committed_lose_nothing(make, monkeypatch
 
 def test_a_run_whose_optimiser_state_is_gone_says_so(one):
     one.cable.cut_after = 3
-    with pytest.raises(PowerCut):
+    with pytest.raises(one.power_cut):
         one.train()
     shutil.rmtree(one.home / "optimizer")
     with pytest.raises(RoundError, match="start a new one"):
@@ -308,7 +186,7 @@ def test_weights_that_overflow_are_not_committed(one):
 
 def test_a_run_without_enough_merchants_stops_and_the_last_round_stands(one):
     one.cable.cut_after = 3
-    with pytest.raises(PowerCut):
+    with pytest.raises(one.power_cut):
         one.train()
 
     def down(message):
@@ -319,7 +197,7 @@ def test_a_run_without_enough_merchants_stops_and_the_last_round_stands(one):
     with pytest.raises(RoundError, match=r"1 good reports, 2 needed.*power is out in town"):
         one.train()
     assert [r.number for r in one.rounds()] == [1]
-    assert one.registry.last_committed(RUN).number == 1
+    assert one.registry.last_committed(one.run).number == 1
 
 
 def test_a_merchant_that_is_away_between_two_rounds_is_waited_for(one, monkeypatch):
@@ -425,7 +303,7 @@ def test_a_warm_up_comes_first_and_the_private_rounds_begin_with_it(make):
 
     # Cut off in the first private round (three replies a round), it goes on to the same end.
     cut.cable.cut_after = 7
-    with pytest.raises(PowerCut):
+    with pytest.raises(cut.power_cut):
         cut.train(recipe=recipe)
     assert len(cut.rounds(stage="warmup")) == 2
     assert cut.registry.receipts() == {}  # nothing is paid yet

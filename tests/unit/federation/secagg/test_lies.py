@@ -7,8 +7,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.errors import ProtocolError
+from handbill.federation.sealed import seal, unseal
 from handbill.federation.secagg.ring import Ring
-from handbill.federation.secagg.sealed import seal, unseal
 from handbill.federation.secagg.session import SessionKeys
 
 ME, OTHER, THIRD = "shop-00", "shop-01", "shop-02"
@@ -34,11 +34,11 @@ def test_a_swapped_key_is_refused_by_everybody(open_session, victim, field, sign
         "the server": Ed25519PrivateKey.generate(),
         "another merchant": session.identities[OTHER],
     }
-    body = unseal(session.advert(victim), "advert", session.roster[victim])
+    body = unseal(session.advert(victim), "secagg/advert", session.roster[victim])
     body[field] = (
         THIRD if field == "merchant" else SessionKeys().encryption.private_bytes_raw().hex()
     )
-    forged = seal("advert", body, keys[signer]).decode()
+    forged = seal("secagg/advert", body, keys[signer]).decode()
     request = changed(session.server.share_request(), "adverts", **named(victim, forged))
     for name in session.names:
         with pytest.raises(ProtocolError, match=r"not signed|what this merchant advertised"):
@@ -198,8 +198,8 @@ def test_a_signature_for_another_set_opens_nothing(open_session):
 def test_a_forged_signature_opens_nothing(open_session):
     session, request = agreed(open_session)
     agreements = json.loads(request)["agreements"]
-    body = unseal(agreements[OTHER].encode(), "survivors", session.roster[OTHER])
-    forged = seal("survivors", body, Ed25519PrivateKey.generate()).decode()
+    body = unseal(agreements[OTHER].encode(), "secagg/survivors", session.roster[OTHER])
+    forged = seal("secagg/survivors", body, Ed25519PrivateKey.generate()).decode()
     with pytest.raises(ProtocolError, match="not signed"):
         session.participants[ME].unmask(changed(request, "agreements", **named(OTHER, forged)))
 

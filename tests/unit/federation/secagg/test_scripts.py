@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from handbill.errors import ProtocolError
-from handbill.federation.secagg.sealed import seal
+from handbill.federation.sealed import seal
 from handbill.federation.secagg.session import MIN_COHORT, threshold
 
 SCRIPTS = 3000
@@ -69,9 +69,9 @@ class Liar:
             agreements = {}
             for other in told:
                 if other in self.corrupt:
-                    body = self.participants[name]._survivors(set(told))
+                    body = self.session.server._session.agreement(told)
                     key = self.session.identities[other]
-                    agreements[other] = seal("survivors", body, key).decode()
+                    agreements[other] = seal("secagg/survivors", body, key).decode()
                 elif tuple(told) in self.signed[other]:
                     agreements[other] = self.signed[other][tuple(told)]
             if answer := self.ask(name, "unmask", {"agreements": agreements}):

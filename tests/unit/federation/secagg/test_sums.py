@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from handbill.errors import ProtocolError, RoundError
+from handbill.federation.sealed import read
 from handbill.federation.secagg.ring import Ring
-from handbill.federation.secagg.sealed import read
 from handbill.federation.secagg.session import threshold
 
 

@@ -1,4 +1,4 @@
-"""Statements signed by a merchant's identity key, each kind under a label of its own."""
+"""Short statements signed with an identity key, each kind under a label of its own."""
 
 import json
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from handbill.errors import ProtocolError
-from handbill.federation.secagg.masks import LABEL
 from handbill.generator.artifacts import canonical_json
 
+LABEL: Final = b"handbill/v1/"
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
 

@@ -1,0 +1,297 @@
+"""A round of which the server learns the sum of the updates: SA-1 over four messages a merchant.
+
+The phases of :mod:`handbill.federation.secagg` travel as phases of a round. Training happens in
+``share``, so that whoever is lost while training was never waited for. A merchant's answer to
+``unmask`` holds its advert for the next session, so ``advertise`` costs a message of its own only
+before the first.
+"""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Final, TypeVar
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from handbill.errors import ProtocolError, RoundError
+from handbill.federation.messages import Instruction, Phase, Report, attached, detach
+from handbill.federation.roster import Roster
+from handbill.federation.rounds import Exchange, RoundOutcome, RoundPlan, instruction
+from handbill.federation.secagg.aggregator import Aggregator
+from handbill.federation.secagg.participant import MOST_PROPOSALS
+from handbill.federation.secagg.ring import Ring
+from handbill.federation.transport import Transport
+from handbill.generator.adapters import Tensors
+from handbill.generator.artifacts import canonical_json
+
+log = logging.getLogger(__name__)
+
+STATEMENT: Final = "secagg"  # what the core says, beside the weights
+ADVERT: Final = "advert"
+ROSTER: Final = "roster"
+CONTROL_S: Final = 120.0  # phases without training take seconds
+
+Shapes = Mapping[str, tuple[int, int]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMean:
+    """The mean update of the merchants of one sum."""
+
+    members: tuple[str, ...]
+    mean: Tensors
+
+
+def context(
+    asked: Instruction, weights: Tensors, *, roster: Roster, operator: Ed25519PublicKey
+) -> bytes:
+    """Digest of everything that all members of a session must have been told alike.
+
+    Each side works it out from what it holds; it is never sent.
+
+    Args:
+        asked: Any member's instruction; what differs between members is left out.
+        weights: As they came.
+        roster: The log as this side knows it.
+        operator: The key that signs instructions.
+    """
+    tensors = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        tensors.update(canonical_json([name, list(value.shape), str(value.dtype)]))
+        tensors.update(np.ascontiguousarray(value).data)
+    facts = {
+        "operator": operator.public_bytes_raw().hex(),
+        "run": asked.run,
+        "round": asked.round,
+        "attempt": asked.attempt,
+        "stage": asked.stage,
+        "parent": asked.parent,
+        "weights": tensors.hexdigest(),
+        "base": asked.base_digest,
+        "spec": asked.spec.to_dict(),
+        "recipe": asdict(asked.recipe),
+        "roster": roster.head,
+    }
+    return hashlib.sha256(canonical_json(facts)).digest()
+
+
+def flatten(tensors: Tensors) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """All numbers in one vector, tensors by name."""
+    return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])
+
+
+def unflatten(vector: np.ndarray[tuple[int], np.dtype[np.float32]], shapes: Shapes) -> Tensors:
+    """What :func:`flatten` joined."""
+    tensors: Tensors = {}
+    start = 0
+    for name, shape in sorted(shapes.items()):
+        size = int(np.prod(shape))
+        tensors[name] = vector[start : start + size].reshape(shape)
+        start += size
+    return tensors
+
+
+def dimension(shapes: Shapes) -> int:
+    """Numbers in an update."""
+    return sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+@dataclass(slots=True)
+class _Group:
+    """Merchants whose updates are summed together, and how far they have come."""
+
+    session: Aggregator
+    members: set[str]
+    lost: set[str] = field(default_factory=set)  # while the others agreed
+    closed: bool = False  # its sum cannot be opened
+
+
+class SecureRound:
+    """One round, in one secure sum or in several of disjoint groups."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        plan: RoundPlan,
+        *,
+        key: Ed25519PrivateKey,
+        roster: Roster,
+        shapes: Shapes,
+        adverts: MutableMapping[str, bytes],
+        on_reply: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """Prepare a round.
+
+        Args:
+            transport: How messages travel.
+            plan: Whom to ask for what; with a ring.
+            key: The server's signing key.
+            roster: The signed log that holds the whole cohort.
+            shapes: Of an update.
+            adverts: Adverts not used yet, by merchant; used ones are taken out, new ones put in.
+            on_reply: As in :class:`~handbill.federation.rounds.Exchange`.
+        """
+        if plan.ring is None:
+            raise RoundError("a secure round needs a ring")
+        self._plan, self._roster, self._shapes, self._adverts = plan, roster, shapes, adverts
+        self._ring: Ring = plan.ring
+        self._key = key
+        self._exchange = Exchange(transport, plan, key=key, on_reply=on_reply)
+
+    def run(
+        self, weights: Tensors, groups: Sequence[Sequence[str]]
+    ) -> tuple[RoundOutcome, list[GroupMean]]:
+        """Take the round to its sums.
+
+        Args:
+            weights: The global B matrices, as of the plan's parent.
+            groups: Merchants that are summed together; each of the cohort in exactly one.
+
+        Returns:
+            What came of it, and the mean update of each group whose sum was opened.
+
+        Raises:
+            RoundError: Fewer than ``plan.min_reports`` merchants are in the sums.
+        """
+        self._advertise([merchant for group in groups for merchant in group])
+        with ExitStack() as spools:
+            means = list(self._means(list(self._open(groups, weights, spools)), weights))
+        reporters = [merchant for mean in means for merchant in mean.members]
+        return self._exchange.close(reporters), means
+
+    def _advertise(self, merchants: Sequence[str]) -> None:
+        """Ask those of whom there is no advert."""
+
+        def keep(report: Report, tensors: Tensors) -> None:
+            self._adverts[report.merchant] = detach(tensors, ADVERT)
+
+        missing: dict[str, Tensors] = {m: {} for m in merchants if m not in self._adverts}
+        if missing:
+            self._exchange.ask("advertise", missing, keep, deadline_s=CONTROL_S)
+
+    def _open(
+        self, groups: Sequence[Sequence[str]], weights: Tensors, spools: ExitStack
+    ) -> Iterator[_Group]:
+        """A session for each group, of those who advertised well."""
+        asked = instruction(self._plan, "", "share")
+        digest = context(asked, weights, roster=self._roster, operator=self._key.public_key())
+        for merchants in groups:
+            session = Aggregator(
+                self._roster.members,
+                context=digest,
+                ring=self._ring,
+                dimension=dimension(self._shapes),
+                spool=spools.enter_context(tempfile.TemporaryFile()),  # noqa: SIM115 - the stack closes it
+            )
+            group = _Group(session, set())
+            for merchant in merchants:
+                try:
+                    session.advertised(merchant, self._adverts.pop(merchant))
+                except KeyError:
+                    continue  # it did not answer, and is among the failures
+                except ProtocolError as error:
+                    self._exchange.outcome.failures[merchant] = str(error)
+                else:
+                    group.members.add(merchant)
+            yield group
+
+    def _means(self, groups: Sequence[_Group], weights: Tensors) -> Iterator[GroupMean]:
+        """Take all groups through their phases side by side; those that fail are left out."""
+        beside = {**weights, **attached(ROSTER, "\n".join(self._roster.lines).encode())}
+        self._ask(
+            "share",
+            groups,
+            lambda group: dict.fromkeys(group.members, group.session.share_request()),
+            Aggregator.shared,
+            beside=beside,
+            deadline_s=self._plan.deadline_s,
+        )
+        self._ask(
+            "mask",
+            groups,
+            lambda group: {m: group.session.mask_request(m) for m in group.members},
+            Aggregator.masked,
+        )
+        self._agree(groups)
+        self._ask(
+            "unmask",
+            groups,
+            lambda group: dict.fromkeys(group.members, group.session.unmask_request()),
+            Aggregator.unmasked,
+        )
+        for group in groups:
+            mean = self._attempt(group, partial(self._finish, group.session))
+            if mean is not None:
+                yield mean
+
+    def _agree(self, groups: Sequence[_Group]) -> None:
+        """Let every group agree on who is in its sum, and again without those lost meanwhile."""
+        asked = list(groups)
+        for _ in range(MOST_PROPOSALS):
+            before = {id(group): set(group.members) for group in asked}
+            self._ask(
+                "agree",
+                asked,
+                lambda group: dict.fromkeys(group.members, group.session.agree_request(group.lost)),
+                Aggregator.agreed,
+            )
+            for group in asked:
+                group.lost = before[id(group)] - group.members
+            asked = [group for group in asked if group.lost and not group.closed]
+            if not asked:
+                return
+
+    def _ask(
+        self,
+        phase: Phase,
+        groups: Sequence[_Group],
+        requests: Callable[[_Group], Mapping[str, bytes]],
+        take: Callable[[Aggregator, str, bytes], None],
+        *,
+        beside: Tensors | None = None,
+        deadline_s: float = CONTROL_S,
+    ) -> None:
+        """One phase of every group that is not closed; its members are those that answered well."""
+        content: dict[str, Tensors] = {}
+        of: dict[str, _Group] = {}
+        for group in groups:
+            statements = self._attempt(group, partial(requests, group))
+            for merchant, statement in (statements or {}).items():
+                content[merchant] = {**(beside or {}), **attached(STATEMENT, statement)}
+                of[merchant] = group
+
+        def fold(report: Report, tensors: Tensors) -> None:
+            if phase == "unmask":
+                self._adverts[report.merchant] = detach(tensors, ADVERT)
+            take(of[report.merchant].session, report.merchant, detach(tensors, STATEMENT))
+
+        good = self._exchange.ask(phase, content, fold, deadline_s=deadline_s)
+        for group in groups:
+            group.members &= good
+
+    def _finish(self, session: Aggregator) -> GroupMean:
+        """Open one sum."""
+        opened = session.finish()
+        for liar in opened.liars:
+            log.warning("wrong_share", extra={"merchant": liar})
+        mean = self._ring.mean(opened.total, len(opened.survivors))
+        return GroupMean(opened.survivors, unflatten(mean, self._shapes))
+
+    def _attempt(self, group: _Group, step: Callable[[], T]) -> T | None:
+        """A step of one group; where it fails, or failed before, the group is closed."""
+        if group.closed:
+            return None
+        try:
+            return step()
+        except (ProtocolError, RoundError) as error:
+            group.closed = True
+            for merchant in group.members:
+                self._exchange.outcome.failures[merchant] = str(error)
+            group.members.clear()
+            return None

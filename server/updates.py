@@ -1,0 +1,106 @@
+"""How a round's mean update is collected: in secure sums, or one update after the other."""
+
+import secrets
+from collections.abc import Callable, Sequence
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from handbill.errors import InputError
+from handbill.federation.aggregation import MeanAccumulator, Shapes, robust_mean
+from handbill.federation.messages import Report
+from handbill.federation.roster import Roster
+from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
+from handbill.federation.secagg.session import MIN_COHORT
+from handbill.federation.secure_rounds import SecureRound
+from handbill.federation.transport import Transport
+from handbill.generator.adapters import Tensors
+from handbill.server.settings import SETTINGS_FILE, ServerSettings
+
+
+class Updates:
+    """Collects mean updates over one transport."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        settings: ServerSettings,
+        *,
+        key: Ed25519PrivateKey,
+        roster: Roster,
+        shapes: Shapes,
+    ) -> None:
+        """Prepare for rounds of the roster's merchants.
+
+        Raises:
+            InputError: Sums are to be secure, and too few merchants are enrolled for one.
+        """
+        self._transport, self._settings, self._key = transport, settings, key
+        self._roster, self._shapes = roster, shapes
+        self._adverts: dict[str, bytes] = {}  # not used yet
+        if settings.secure_aggregation.enabled and len(roster.members) < MIN_COHORT:
+            raise InputError(
+                f"secure aggregation needs {MIN_COHORT} merchants, {len(roster.members)} are "
+                f"enrolled; enrol more, or say enabled = false under [secure_aggregation] in "
+                f"{SETTINGS_FILE}, which the policy of every merchant must allow"
+            )
+
+    @property
+    def fewest(self) -> int:
+        """With fewer merchants no round can be committed."""
+        least = self._settings.min_reports
+        return max(least, MIN_COHORT) if self._settings.secure_aggregation.enabled else least
+
+    def collect(
+        self, plan: RoundPlan, weights: Tensors, *, on_reply: Callable[[str, str], None]
+    ) -> tuple[RoundOutcome, Tensors]:
+        """Take one round to the mean of its merchants' updates.
+
+        Raises:
+            RoundError: Too few good reports.
+        """
+        if plan.ring is None:
+            return self._one_by_one(plan, weights, on_reply)
+        secure = SecureRound(
+            self._transport,
+            plan,
+            key=self._key,
+            roster=self._roster,
+            shapes=self._shapes,
+            adverts=self._adverts,
+            on_reply=on_reply,
+        )
+        size = self._settings.secure_aggregation.group_size
+        outcome, means = secure.run(weights, groups_of(list(plan.cohort), size))
+        total = [self._checked(group.mean) for group in means]
+        return outcome, robust_mean(total, [len(group.members) for group in means])
+
+    def _one_by_one(
+        self, plan: RoundPlan, weights: Tensors, on_reply: Callable[[str, str], None]
+    ) -> tuple[RoundOutcome, Tensors]:
+        total = MeanAccumulator(self._shapes, max_norm=self._settings.max_update_norm)
+
+        def add(report: Report, update: Tensors) -> None:
+            del report  # every merchant weighs the same
+            total.add(update)
+
+        outcome = run_round(
+            self._transport, plan, weights, key=self._key, fold=add, on_reply=on_reply
+        )
+        return outcome, total.mean()
+
+    def _checked(self, mean: Tensors) -> Tensors:
+        """A group's mean, as long as it is no larger than an update may be."""
+        one = MeanAccumulator(self._shapes, max_norm=self._settings.max_update_norm)
+        one.add(mean)
+        return mean
+
+
+def groups_of(merchants: Sequence[str], size: int) -> list[list[str]]:
+    """Cut a cohort at random into groups of at least ``size``, as equal as can be.
+
+    One group where ``size`` is 0, or where two would be too small.
+    """
+    count = max(1, len(merchants) // size) if size else 1
+    shuffled = list(merchants)
+    secrets.SystemRandom().shuffle(shuffled)
+    return [shuffled[start::count] for start in range(count)]

@@ -1,0 +1,297 @@
+"""Secure rounds over a network of merchants with fixed updates: only sums, in one group or several."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from handbill.clients.secure_sums import ROSTER_FILE, SecureSums
+from handbill.errors import HandbillError, ProtocolError, RoundError
+from handbill.federation.aggregation import robust_mean
+from handbill.federation.messages import (
+    Instruction,
+    Recipe,
+    Report,
+    Signed,
+    detach,
+    open_signed,
+    sign,
+)
+from handbill.federation.roster import Roster
+from handbill.federation.rounds import RoundPlan
+from handbill.federation.secagg.ring import Ring
+from handbill.federation.secure_rounds import ADVERT, ROSTER, STATEMENT, SecureRound
+from handbill.federation.transport import InProcessTransport
+from handbill.generator.adapters import AdapterSpec
+
+SHAPES = {"b1": (3, 2), "b2": (2, 2)}
+WEIGHTS = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+OPERATOR = Ed25519PrivateKey.generate()
+
+
+class Merchant:
+    """Its trainer trains at once and always the same; a test may make it fail at a phase."""
+
+    def __init__(self, name, home, value):
+        self.name, self.key, self.value = name, Ed25519PrivateKey.generate(), value
+        home.mkdir(parents=True)
+        self.home, self.burnt, self.phases = home, 0, []
+        self.sums = SecureSums(home, name, self.key, OPERATOR.public_key(), floor=5)
+        self.fails_at, self.sees = None, lambda message: message
+
+    def handle(self, message):
+        signed = Signed.from_bytes(self.sees(message))
+        asked, tensors = open_signed(signed, OPERATOR.public_key(), Instruction)
+        self.phases.append(asked.phase)
+        if asked.phase == self.fails_at:
+            raise HandbillError("power is out in town")
+        statement, roster = detach(tensors, STATEMENT), detach(tensors, ROSTER)
+        if asked.phase == "share":
+            content = self.sums.open(
+                asked, tensors, statement=statement, roster=roster, burn=self.burn
+            )
+            self.sums.put({n: np.full(s, self.value, np.float32) for n, s in SHAPES.items()})
+        else:
+            content = self.sums.answer(asked, statement)
+        report = Report(
+            merchant=self.name,
+            run=asked.run,
+            round=asked.round,
+            attempt=asked.attempt,
+            stage=asked.stage,
+            parent=asked.parent,
+            ledger_head="0" * 64,
+            phase=asked.phase,
+        )
+        return sign(report, content, self.key).to_bytes()
+
+    def burn(self):
+        self.burnt += 1
+
+
+class Network:
+    """So many merchants, and the server's side of their rounds."""
+
+    def __init__(self, folder, count):
+        self.merchants = {
+            f"m{n:02d}": Merchant(f"m{n:02d}", folder / f"m{n:02d}", n / 100) for n in range(count)
+        }
+        self.roster, self.adverts = Roster(), {}
+        for name, merchant in self.merchants.items():
+            self.enrol(name, merchant.key)
+
+    def enrol(self, name, key):
+        public = key.public_key().public_bytes_raw().hex()
+        line = self.roster.next_line("enrol", name, public, time="now", operator=OPERATOR)
+        self.roster = Roster.read([*self.roster.lines, line], OPERATOR.public_key())
+
+    def round(self, number=1, *, groups=None, stage="warmup", **given):
+        plan = RoundPlan(
+            run="run-1",
+            round=number,
+            stage=stage,
+            parent="",
+            base_digest="sha256:" + "1" * 64,
+            spec=AdapterSpec(rank=2, layers=(0,)),
+            recipe=Recipe(),
+            cohort={name: self.merchants[name].key.public_key() for name in self.merchants},
+            min_reports=5,
+            **{"ring": Ring(), **given},
+        )
+        handlers = {name: merchant.handle for name, merchant in self.merchants.items()}
+        secure = SecureRound(
+            InProcessTransport(handlers),
+            plan,
+            key=OPERATOR,
+            roster=self.roster,
+            shapes=SHAPES,
+            adverts=self.adverts,
+        )
+        return secure.run(WEIGHTS, groups or [list(self.merchants)])
+
+    def mean_of(self, names):
+        return np.mean([self.merchants[name].value for name in names])
+
+
+@pytest.fixture
+def network(tmp_path):
+    return lambda count=6: Network(tmp_path, count)
+
+
+def close_to(mean, value, ring=None):
+    return all(np.allclose(v, value, atol=(ring or Ring()).step) for v in mean.values())
+
+
+@pytest.mark.parametrize("bits", [24, 32])
+def test_the_mean_is_that_of_all_and_nobodys_update_was_seen(network, bits):
+    net, ring = network(), Ring(bits=bits)
+    outcome, (group,) = net.round(ring=ring)
+    assert outcome.reporters == list(group.members) == list(net.merchants)
+    assert {name: value.shape for name, value in group.mean.items()} == SHAPES
+    assert close_to(group.mean, net.mean_of(net.merchants), ring)
+    assert all(merchant.burnt == 1 for merchant in net.merchants.values())
+    assert outcome.ledger_heads.keys() == set(net.merchants)
+
+
+def test_a_round_takes_four_messages_and_the_first_one_more(network):
+    net = network()
+    net.round(1)
+    assert net.merchants["m00"].phases == ["advertise", "share", "mask", "agree", "unmask"]
+    net.round(2)
+    assert net.merchants["m00"].phases[5:] == ["share", "mask", "agree", "unmask"]
+
+
+@pytest.mark.parametrize("phase", ["advertise", "share", "mask", "agree", "unmask"])
+def test_whoever_fails_is_named_and_left_out_and_back_in_the_next_round(network, phase):
+    net = network(8)
+    net.merchants["m03"].fails_at = phase
+    outcome, (group,) = net.round(1)
+    inside = [n for n in net.merchants if n != "m03" or phase == "unmask"]
+    assert list(group.members) == outcome.reporters == inside
+    assert outcome.failures["m03"] == "power is out in town"
+    assert close_to(group.mean, net.mean_of(inside))
+    net.merchants["m03"].fails_at = None
+    outcome, (group,) = net.round(2)
+    assert outcome.reporters == list(net.merchants)
+    assert outcome.failures == {}
+
+
+def test_too_many_lost_and_there_is_no_sum_and_the_next_round_is_as_good_as_ever(network):
+    net = network()
+    for name in ("m01", "m02"):
+        net.merchants[name].fails_at = "mask"
+    with pytest.raises(RoundError, match=r"0 good reports, 5 needed.*5 at least"):
+        net.round(1)
+    assert all(merchant.burnt == 0 for merchant in net.merchants.values())
+    for merchant in net.merchants.values():
+        merchant.fails_at = None
+    assert len(net.round(2)[0].reporters) == 6
+
+
+def test_one_merchant_told_of_other_weights_stops_the_session_before_any_vector(network):
+    net = network()
+
+    def other_weights(message):
+        asked, tensors = open_signed(Signed.from_bytes(message), OPERATOR.public_key(), Instruction)
+        if asked.phase == "share":
+            tensors["b1"] = tensors["b1"] + np.float32(1e-6)
+        return sign(asked, tensors, OPERATOR).to_bytes()
+
+    net.merchants["m02"].sees = other_weights
+    with pytest.raises(RoundError, match="does not open: it was told of another model"):
+        net.round()
+    assert all("agree" not in merchant.phases for merchant in net.merchants.values())
+
+
+def test_one_merchant_shown_another_roster_stops_the_session_before_any_vector(network):
+    net = network()
+    longer = copy.copy(net)
+    longer.roster = net.roster
+    longer.enrol("eve", Ed25519PrivateKey.generate())
+
+    def other_roster(message):
+        asked, tensors = open_signed(Signed.from_bytes(message), OPERATOR.public_key(), Instruction)
+        if asked.phase == "share":
+            tensors[ROSTER] = np.frombuffer("\n".join(longer.roster.lines).encode(), np.uint8)
+        return sign(asked, tensors, OPERATOR).to_bytes()
+
+    net.merchants["m02"].sees = other_roster
+    with pytest.raises(RoundError, match="does not open"):
+        net.round()
+
+
+def test_a_roster_that_was_rewritten_is_refused_and_the_one_seen_is_kept(network, tmp_path):
+    net = network()
+    net.round(1)
+    seen = (tmp_path / "m00" / ROSTER_FILE).read_text()
+    assert seen.splitlines() == list(net.roster.lines)
+    net.roster = Roster()
+    for name, merchant in reversed(net.merchants.items()):
+        net.enrol(name, merchant.key)
+    with pytest.raises(RoundError, match=r"rewritten it, or shows an older one"):
+        net.round(2)
+    assert (tmp_path / "m00" / ROSTER_FILE).read_text() == seen
+
+
+def test_a_merchant_enrolled_with_a_key_that_is_not_its_own_takes_no_part(network):
+    net = network(7)
+    net.enrol("m02", Ed25519PrivateKey.generate())
+    outcome, (group,) = net.round()
+    assert "m02" not in outcome.reporters
+    assert "not signed" in outcome.failures["m02"]
+    assert len(group.members) == 6
+
+
+def test_a_trainer_started_again_in_a_session_is_lost_to_that_session_alone(network):
+    net = network()
+    merchant = net.merchants["m04"]
+
+    def restart(message):
+        asked, _ = open_signed(Signed.from_bytes(message), OPERATOR.public_key(), Instruction)
+        if (asked.phase, asked.round) == ("mask", 1):
+            merchant.sums = SecureSums(
+                merchant.home, "m04", merchant.key, OPERATOR.public_key(), floor=5
+            )
+        return message
+
+    merchant.sees = restart
+    outcome, _ = net.round(1)
+    assert "started again" in outcome.failures["m04"]
+    assert net.round(2)[0].reporters == list(net.merchants)
+
+
+def test_a_phase_of_another_round_is_refused(network):
+    net = network()
+    net.round(1)
+    sums = net.merchants["m00"].sums
+    asked = Instruction(
+        merchant="m00",
+        run="run-1",
+        round=1,
+        attempt=0,
+        stage="warmup",
+        parent="",
+        base_digest="",
+        spec=AdapterSpec(rank=2, layers=(0,)),
+        recipe=Recipe(),
+        phase="unmask",
+        ring=Ring(),
+    )
+    with pytest.raises(ProtocolError, match="no such session"):
+        sums.answer(asked, json.dumps({"agreements": {}}).encode())
+
+
+def test_of_several_groups_the_median_holds_against_a_group_with_a_poisoner(network):
+    net = network(15)
+    groups = [list(net.merchants)[start::3] for start in range(3)]
+    net.merchants["m00"].value = -100.0
+    outcome, means = net.round(groups=groups)
+    assert outcome.reporters == [name for group in groups for name in group]
+    assert [group.members for group in means] == [tuple(sorted(group)) for group in groups]
+    plain = np.mean([group.mean["b1"][0, 0] for group in means])
+    robust = robust_mean([group.mean for group in means], [5, 5, 5])["b1"][0, 0]
+    honest = net.mean_of(list(net.merchants)[1:])
+    assert abs(robust - honest) < 0.02
+    assert abs(plain - honest) > 0.06
+
+
+def test_a_group_that_fails_does_not_take_the_others_with_it(network):
+    net = network(10)
+    groups = [list(net.merchants)[:5], list(net.merchants)[5:]]
+    for name in groups[0][:2]:
+        net.merchants[name].fails_at = "mask"
+    outcome, means = net.round(groups=groups)
+    assert outcome.reporters == groups[1]
+    assert len(means) == 1
+    assert set(outcome.failures) == set(groups[0])
+
+
+def test_a_group_of_four_is_not_summed(network):
+    net = network(9)
+    groups = [list(net.merchants)[:4], list(net.merchants)[4:]]
+    outcome, (group,) = net.round(groups=groups)
+    assert list(group.members) == groups[1]
+    assert all("5 to 256" in outcome.failures[name] for name in groups[0])
+    assert ADVERT not in net.adverts
