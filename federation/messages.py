@@ -74,7 +74,7 @@ class Recipe:
     rows_per_user: int = 1
     clipping_norm: float = 0.5
     learning_rate: float = 1.0
-    personal_learning_rate: float = 4e-2
+    personal_learning_rate: float = 2e-2
     personal_optimizer: str = "adam"
     clipping_quantile: float = 0.0
     max_prompt_tokens: int = 96
