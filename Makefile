@@ -61,6 +61,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/handbill demo --cold --results benchmarks/results/first_light.json $(if $(DATA),--data $(DATA)) $(DEMO)
 	@$(BIN)/python benchmarks/dp_accountants.py
 	@$(BIN)/python benchmarks/dp_audit.py
+	@$(BIN)/python benchmarks/secagg.py
 	@$(BIN)/python benchmarks/dp_training.py
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_training.py --recipe $(DATA),true)
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_utility.py --data $(DATA),true)

@@ -111,6 +111,22 @@ def status(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOM
 
 
 @client_cli.command()
+def roster(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
+    """Show who may be in a sum with this shop, as the operator's signed log says.
+
+    Ask other merchants for the head they see: equal heads, equal rosters.
+    """
+    from handbill.clients.secure_sums import read_roster
+    from handbill.federation.roster_table import as_facts, as_table
+
+    found = read_roster(merchant_folder(home, shop))
+    if as_json:
+        typer.echo(json.dumps(as_facts(found), indent=2))
+    else:
+        Console().print(as_table(found))
+
+
+@client_cli.command()
 def evaluate(
     *,
     shop: Shop = "",

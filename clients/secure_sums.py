@@ -11,6 +11,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from handbill.clients.merchant import SERVER_KEY
 from handbill.errors import ProtocolError
 from handbill.federation.messages import Instruction, attached
 from handbill.federation.roster import Roster
@@ -19,7 +20,7 @@ from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import SessionKeys
 from handbill.federation.secure_rounds import ADVERT, STATEMENT, context, flatten
 from handbill.generator.adapters import Tensors
-from handbill.generator.artifacts import write_durably
+from handbill.generator.artifacts import load_public_key, write_durably
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +139,8 @@ class SecureSums:
             ProtocolError: It is not signed, not a longer one, or lacks this merchant as it is.
         """
         roster = Roster.read(data.decode(errors="replace").splitlines(), self._operator)
-        path = self._home / ROSTER_FILE
-        seen = path.read_text().splitlines() if path.is_file() else []
-        if not roster.extends(Roster.read(seen, self._operator)):
+        seen = read_roster(self._home)
+        if not roster.extends(seen):
             raise ProtocolError(
                 f"the roster does not go on from the one in {ROSTER_FILE}: the operator has "
                 f"rewritten it, or shows an older one"
@@ -148,9 +148,17 @@ class SecureSums:
         own = roster.members.get(self._merchant)
         if own is None or own.public_bytes_raw() != self._key.public_key().public_bytes_raw():
             raise ProtocolError("the roster does not hold this merchant with its key of now")
-        if len(roster.lines) > len(seen):
+        if roster != seen:
+            path = self._home / ROSTER_FILE
             write_durably(path, "".join(f"{line}\n" for line in roster.lines).encode())
         return roster
+
+
+def read_roster(home: Path) -> Roster:
+    """The roster as this merchant saw it last, checked again; empty before the first sum."""
+    path = home / ROSTER_FILE
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return Roster.read(lines, load_public_key(home / SERVER_KEY))
 
 
 def _place(asked: Instruction) -> tuple[str, str, int, int]:

@@ -69,12 +69,16 @@ class RoundPlan:
 
 @dataclass(slots=True, kw_only=True)
 class RoundOutcome:
-    """What came of a round: who reported, who did not and why, and what it moved."""
+    """What came of a round: who reported, who did not and why, and what it moved.
+
+    ``sums`` has how many merchants were in each secure sum; it is empty where there was none.
+    """
 
     reporters: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     ledger_heads: dict[str, str] = field(default_factory=dict)
     privacy: list[dict[str, Any]] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: float = 0.0

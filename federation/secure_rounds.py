@@ -163,6 +163,7 @@ class SecureRound:
         with ExitStack() as spools:
             means = list(self._means(list(self._open(groups, weights, spools)), weights))
         reporters = [merchant for mean in means for merchant in mean.members]
+        self._exchange.outcome.sums = [len(mean.members) for mean in means]
         return self._exchange.close(reporters), means
 
     def _advertise(self, merchants: Sequence[str]) -> None:

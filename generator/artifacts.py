@@ -85,6 +85,8 @@ class Manifest:
         parent: Digest of the artifact it continues; empty for the first.
         metrics: Numbers measured before it was signed.
         privacy: DP statements, one per contributing merchant (:mod:`handbill.privacy.statement`).
+        sums: How many merchants were in each secure sum it was made of; none where the operator
+            was given updates one by one.
     """
 
     kind: str
@@ -98,6 +100,7 @@ class Manifest:
     round: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     privacy: list[dict[str, Any]] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
     created: str
     format: int = 1
 
@@ -108,7 +111,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, which is what is signed."""
-        return canonical_json(asdict(self))
+        fields = asdict(self)
+        if not self.sums:
+            del fields["sums"]  # as it was before there were any
+        return canonical_json(fields)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Manifest":

@@ -13,8 +13,9 @@ def model_card(
     spec: AdapterSpec,
     attempt: Round,
     *,
-    tenant: str,
     privacy: Sequence[dict[str, Any]],
+    tenant: str = "",
+    sums: Sequence[int] = (),
 ) -> str:
     """Markdown with the front matter that PEFT and the hubs read."""
     what = f"{tenant}'s own adapter" if tenant else "the federation's global adapter"
@@ -45,5 +46,13 @@ def model_card(
         f"({statement['adjacency']}, {statement['unit']}), {statement['steps']} private steps."
         for statement in privacy
     ]
+    if sums:
+        lines += [
+            "",
+            f"The operator learnt the sum of {' and of '.join(str(n) for n in sums)} merchants' "
+            f"updates in this round, and no update by itself (secure aggregation, protocol SA-1).",
+        ]
+    elif not tenant:
+        lines += ["", "The operator was given the merchants' updates one by one in this round."]
     lines += ["", "The machine-readable statements are in `manifest.json`, which is signed.", ""]
     return "\n".join(lines)

@@ -65,6 +65,21 @@ def revoke(
     typer.echo(f"revoked {merchant}")
 
 
+@server_cli.command()
+def roster(*, home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
+    """Show who may take part: the signed log that every merchant reads and checks."""
+    from handbill.federation.roster_table import as_facts, as_table
+    from handbill.server.registry import open_registry
+
+    registry = open_registry(home / "server")
+    found = registry.roster()
+    registry.database.close()
+    if as_json:
+        typer.echo(json.dumps(as_facts(found), indent=2))
+    else:
+        Console().print(as_table(found))
+
+
 @server_cli.command("run")
 def run_server(*, home: Home = DEFAULT_HOME) -> None:
     """Run the server in the foreground until Ctrl-C."""

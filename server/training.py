@@ -262,7 +262,8 @@ class Training:
         metrics = self._gate(parent, weights, moved)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            self._write(folder, moved, attempt, "", outcome.privacy)
+            card = self._card(attempt, privacy=outcome.privacy, sums=outcome.sums)
+            write_adapter(folder, spec=self.spec, base=self.base, tensors=moved, card=card)
             manifest = self._registry.seal(
                 folder,
                 kind="global",
@@ -273,6 +274,7 @@ class Training:
                 round=attempt.number,
                 metrics=metrics,
                 privacy=outcome.privacy,
+                sums=outcome.sums,
             )
             save_state(self._home, manifest.digest, after, parent=parent)
             self._commit(attempt, folder, parent, outcome, metrics)
@@ -286,7 +288,8 @@ class Training:
                 raise ProtocolError("adapter holds NaN or infinity")
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
-                self._write(folder, own, attempt, report.merchant, [report.privacy])
+                card = self._card(attempt, tenant=report.merchant, privacy=[report.privacy])
+                write_adapter(folder, spec=self.spec, base=self.base, tensors=own, card=card)
                 self._registry.seal(
                     folder,
                     kind="tenant",
@@ -342,11 +345,8 @@ class Training:
             **metrics,
         )
 
-    def _write(
-        self, folder: Path, tensors: Tensors, attempt: Round, tenant: str, privacy: Any
-    ) -> None:
-        card = model_card(self.base, self.spec, attempt, tenant=tenant, privacy=privacy)
-        write_adapter(folder, spec=self.spec, base=self.base, tensors=tensors, card=card)
+    def _card(self, attempt: Round, **facts: Any) -> str:
+        return model_card(self.base, self.spec, attempt, **facts)
 
     def _gate(self, parent: str, before: Tensors, after: Tensors) -> dict[str, float]:
         """Refuse weights that are not finite or that write much worse on the probe texts."""

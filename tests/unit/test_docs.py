@@ -16,7 +16,7 @@ from handbill.cli import app
 from handbill.clients.merchant import Merchant, Policy
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Recipe
-from handbill.server.settings import AdapterSettings, ServerSettings
+from handbill.server.settings import AdapterSettings, SecureAggregation, ServerSettings
 from handbill.serving.config import PREFIX, ServingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,18 +97,22 @@ def table_after(heading):
     return found
 
 
+TABLES = {"adapter", "recipe", "optimizer", "secure_aggregation"}
+
+
 @pytest.mark.parametrize(
     ("heading", "settings", "without"),
     [
-        ("## Settings of the operator", ServerSettings, {"adapter", "recipe", "optimizer"}),
+        ("## Settings of the operator", ServerSettings, TABLES),
         ("`[adapter]`:", AdapterSettings, set()),
         ("`[recipe]`:", Recipe, set()),
         ("`[optimizer]`:", ServerOptimizer, set()),
+        ("`[secure_aggregation]`:", SecureAggregation, set()),
         ("`policy.toml`: what", Policy, set()),
         ("`merchant.toml`: what", Merchant, set()),
         ("Settings of the service", ServingConfig, set()),
     ],
-    ids=["server", "adapter", "recipe", "optimizer", "policy", "merchant", "serving"],
+    ids=["server", "adapter", "recipe", "optimizer", "secure", "policy", "merchant", "serving"],
 )
 def test_every_setting_is_listed_with_its_default(heading, settings, without):
     listed = table_after(heading)

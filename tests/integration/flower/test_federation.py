@@ -11,28 +11,24 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import psutil
 import pytest
 
-from handbill.clients.daemon import MESSAGE, STATUS, ask, socket_path
+from handbill.clients.daemon import MESSAGE, ask, socket_path
 from handbill.clients.merchant import LEDGER_FILE, NODE_KEY, Policy
 from handbill.clients.run import init_merchant
 from handbill.federation.flower import flower_environment, program
 from handbill.federation.messages import Instruction, Recipe, sign
-from handbill.federation.supervision import QUIET, Children
+from handbill.federation.supervision import QUIET
 from handbill.generator.adapters import zero_update
 from handbill.generator.artifacts import load_or_create_key
 from handbill.generator.base_models import resolve_base
 from handbill.privacy.accounting import epsilon
-from handbill.privacy.ledger import Ledger
-from handbill.server.operate import drive, enrol, init_server
+from handbill.server.operate import drive
 from handbill.server.registry import PUBLISHER_KEY
 from handbill.server.settings import AdapterSettings, SecureAggregation, ServerSettings
-from handbill.server.superlink import CONNECTION, SuperLink
+from handbill.server.superlink import CONNECTION
 from handbill.server.training import adapter_spec
 from handbill.simulations.market import write_sample_market
 
@@ -41,7 +37,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 STEADY, POOR, UNLUCKY = SHOPS = ("fern-kettle", "margin-ink", "ridge-lantern")
 PER_RUN = 1.0  # epsilon; POOR has no more than this for all time
 ROUNDS = 3
-HANDBILL = [sys.executable, "-m", "handbill.cli"]
 
 CLIENT = """
 import os
@@ -102,117 +97,38 @@ mode = "train"
 """
 
 
-@dataclass
-class Federation:
-    """A running server and its merchants."""
-
-    home: Path
-    children: Children
-
-    @property
-    def server(self):
-        return self.home / "server"
-
-    def shop(self, shop):
-        return self.home / "shops" / shop
-
-    def trainer(self, shop):
-        """The process of a merchant's trainer."""
-        return psutil.Process(json.loads(ask(self.shop(shop), STATUS, wait_s=60))["pid"])
-
-    def server_app(self):
-        """The process in which the server's round runs now."""
-        server = psutil.Process(self.children.pids()["server"])
-        children = server.children(recursive=True)
-        running = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
-        (app,) = (p for p in running if any("flwr-serverapp" in word for word in p.cmdline()))
-        return app
-
-    def rounds(self, run):
-        """Number and survivors of every committed round, as the database holds them."""
-        with sqlite3.connect(self.server / "server.db") as database:
-            rows = database.execute(
-                "SELECT number, survivors, aggregate, closed_at FROM round "
-                "WHERE run = ? AND status = 'committed' ORDER BY number",
-                (run,),
-            ).fetchall()
-        return [(number, json.loads(who), *rest) for number, who, *rest in rows]
-
-    def reservations(self, shop):
-        """Slots and events of a merchant's ledger, its chain verified."""
-        policy = Policy.load(self.shop(shop))
-        limits = {"epsilon_limit": policy.epsilon_limit, "delta": policy.delta}
-        with Ledger(self.shop(shop) / LEDGER_FILE, read_only=True, **limits) as ledger:
-            slots = [row.slot for row in ledger.verify() if row.kind == "reserve"]
-            return slots, ledger.events()
-
-    def superlink(self):
-        return SuperLink(self.server, ServerSettings.load(self.server))
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_until(condition, timeout_s=120.0, every_s=0.1):
-    deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(every_s)
-    return result
-
-
-def command(*words, home):
-    return subprocess.run(
-        [*HANDBILL, *words, "--home", str(home)], capture_output=True, text=True, check=False
-    )
-
-
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory, tiny_base):
+def federation(tmp_path_factory, tiny_base, running):
     home = tmp_path_factory.mktemp("federation")
     write_sample_market(home / "market")
-    recipe = Recipe(rounds=ROUNDS, local_steps=3, personal_steps=0, expected_users=40)
-    settings = ServerSettings(
-        port=free_port(),
+    plain = {"secure_aggregation": False, "epsilon_per_run": PER_RUN}
+    policies = dict.fromkeys(SHOPS, plain) | {POOR: plain | {"epsilon_limit": PER_RUN}}
+    with running(
+        home,
+        home / "market",
+        SHOPS,
+        policies,
         base=str(tiny_base.path),
         adapter=AdapterSettings(layers=1),
-        recipe=recipe,
+        recipe=Recipe(rounds=ROUNDS, local_steps=3, personal_steps=0, expected_users=40),
         min_reports=2,
         secure_aggregation=SecureAggregation(enabled=False),
-    )
-    kit = init_server(home / "server", settings)
-    for shop in SHOPS:
-        at = {"data": home / "market", "shop": shop, "kit": kit, "threads": 1}
-        at["secure_aggregation"] = False
-        enrol(home / "server", init_merchant(home / "shops" / shop, **at))
-        policy = Policy.load(home / "shops" / shop)
-        limit = PER_RUN if shop == POOR else policy.epsilon_limit
-        replace(policy, epsilon_per_run=PER_RUN, epsilon_limit=limit).save(home / "shops" / shop)
-    # Somebody who calls himself an enrolled shop, with keys of his own that nobody let in.
-    init_merchant(home / "stranger" / "shops" / UNLUCKY, **{**at, "shop": UNLUCKY})
-    with Children(home / "logs") as children:
-
-        def ready(name, words):
-            log = home / "logs" / f"{name}.log"
-            children.wait_for(lambda: words in log.read_text(), f"{name} was ready", timeout_s=300)
-
-        children.start("server", [*HANDBILL, "server", "run", "--home", str(home)])
-        ready("server", "server ready")
-        for shop in SHOPS:
-            words = ["client", "run", "--shop", shop, "--home", str(home)]
-            children.start(shop, [*HANDBILL, *words])
-        for shop in SHOPS:
-            ready(shop, "is ready")
-        yield Federation(home, children)
+    ) as running_one:
+        # Somebody who calls himself an enrolled shop, with keys of his own that nobody let in.
+        init_merchant(
+            home / "stranger" / "shops" / UNLUCKY,
+            data=home / "market",
+            shop=UNLUCKY,
+            kit=running_one.server / "kit",
+            threads=1,
+        )
+        yield running_one
 
 
 @pytest.fixture(scope="module")
-def stranger(federation):
+def stranger(federation, handbill):
     """A SuperNode that was never enrolled, from now until it gives up."""
-    words = [*HANDBILL, "client", "run", "--shop", UNLUCKY]
+    words = [*handbill, "client", "run", "--shop", UNLUCKY]
     output = federation.home / "stranger" / "printed"
     with output.open("w") as out:
         process = subprocess.Popen(
@@ -226,7 +142,7 @@ def stranger(federation):
 
 
 @pytest.fixture(scope="module")
-def broken_run(federation, stranger):
+def broken_run(federation, stranger, wait_until):
     """A run in whose first round a trainer is killed between its reservation and its report."""
     home = federation.shop(UNLUCKY)
     trainer = federation.trainer(UNLUCKY)
@@ -257,7 +173,7 @@ def broken_run(federation, stranger):
 
 
 def test_ping_reaches_every_shop(federation, stranger):
-    done = command("server", "ping", "--json", home=federation.home)
+    done = federation.command("server", "ping", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["failures"] == {}
@@ -323,9 +239,9 @@ def test_the_killed_trainers_ledger_is_intact_and_counts_what_was_wasted(federat
 
 
 @pytest.fixture(scope="module")
-def second_run(federation, broken_run):
+def second_run(federation, broken_run, handbill, wait_until):
     """A run whose ServerApp is killed after its first round, by the commands people type."""
-    words = [*HANDBILL, "server", "train", "--run", "second", "--json"]
+    words = [*handbill, "server", "train", "--run", "second", "--json"]
     with subprocess.Popen(
         [*words, "--home", str(federation.home)],
         stdout=subprocess.PIPE,
@@ -371,7 +287,7 @@ def test_a_committed_rounds_receipt_comes_with_the_next_instruction(federation, 
         sql = "SELECT ledger_heads FROM round WHERE run = 'second' AND number = ? AND status = ?"
         ((heads,),) = database.execute(sql, (ROUNDS - 1, "committed")).fetchall()
     for shop in (STEADY, UNLUCKY):
-        shown = command("client", "ledger", "--shop", shop, "--json", home=federation.home)
+        shown = federation.command("client", "ledger", "--shop", shop, "--json")
         facts = json.loads(shown.stdout)
         receipt = facts["receipt"]
         assert (receipt["run"], receipt["round"]) == ("second", ROUNDS - 1)
@@ -382,13 +298,13 @@ def test_a_committed_rounds_receipt_comes_with_the_next_instruction(federation, 
 def test_training_a_finished_run_again_changes_nothing(federation, second_run):
     rounds = federation.rounds("second")
     spent = [federation.reservations(shop) for shop in SHOPS]
-    done = command("server", "train", "--run", "second", "--json", home=federation.home)
+    done = federation.command("server", "train", "--run", "second", "--json")
     assert done.returncode == 0, done.stderr
     assert federation.rounds("second") == rounds
     assert [federation.reservations(shop) for shop in SHOPS] == spent
 
 
-def test_no_code_that_the_server_ships_runs_at_a_merchant(federation, tmp_path):
+def test_no_code_that_the_server_ships_runs_at_a_merchant(federation, tmp_path, wait_until):
     canaries, answers = tmp_path / "canaries", tmp_path / "answers.json"
     bundle = tmp_path / "bundle"
     (bundle / "hostile").mkdir(parents=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from handbill.clients.merchant import SERVER_KEY
 from handbill.clients.secure_sums import ROSTER_FILE, SecureSums
 from handbill.errors import HandbillError, ProtocolError, RoundError
 from handbill.federation.aggregation import robust_mean
@@ -25,6 +26,7 @@ from handbill.federation.secagg.ring import Ring
 from handbill.federation.secure_rounds import ADVERT, ROSTER, STATEMENT, SecureRound
 from handbill.federation.transport import InProcessTransport
 from handbill.generator.adapters import AdapterSpec
+from handbill.generator.artifacts import public_pem
 
 SHAPES = {"b1": (3, 2), "b2": (2, 2)}
 WEIGHTS = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
@@ -36,7 +38,8 @@ class Merchant:
 
     def __init__(self, name, home, value):
         self.name, self.key, self.value = name, Ed25519PrivateKey.generate(), value
-        home.mkdir(parents=True)
+        (home / SERVER_KEY).parent.mkdir(parents=True)
+        (home / SERVER_KEY).write_bytes(public_pem(OPERATOR.public_key()))
         self.home, self.burnt, self.phases = home, 0, []
         self.sums = SecureSums(home, name, self.key, OPERATOR.public_key(), floor=5)
         self.fails_at, self.sees = None, lambda message: message

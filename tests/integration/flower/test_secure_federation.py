@@ -1,0 +1,93 @@
+"""Secure sums over real processes: six merchants, a warm-up, private rounds, and a trainer that dies."""
+
+import json
+
+import pytest
+
+from handbill.clients.secure_sums import ROSTER_FILE
+from handbill.federation.messages import Recipe
+from handbill.generator.artifacts import verify
+from handbill.server.operate import drive
+from handbill.server.registry import open_registry
+from handbill.server.settings import AdapterSettings
+from handbill.simulations.grammar import SHOPS as VOICES
+from handbill.simulations.grammar import Draws, read_vocabulary
+from handbill.simulations.market import write_shop
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+SHOPS = tuple(f"shop-{letter}" for letter in "abcdef")
+UNLUCKY = SHOPS[2]
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory, tiny_base, running):
+    home = tmp_path_factory.mktemp("secure")
+    for shop, voice in zip(SHOPS, 2 * VOICES, strict=True):
+        words = read_vocabulary(voice) | {"id": shop, "name": shop}
+        write_shop(home / "market" / shop, words, Draws(1, shop), 80)
+    with running(
+        home,
+        home / "market",
+        SHOPS,
+        {shop: {"epsilon_limit": 20.0} for shop in SHOPS},
+        base=str(tiny_base.path),
+        adapter=AdapterSettings(layers=1),
+        recipe=Recipe(
+            warmup_rounds=1, warmup_rows=8, rounds=1, personal_steps=0, expected_users=16
+        ),
+    ) as running_one:
+        yield running_one
+
+
+@pytest.fixture(scope="module")
+def facts(federation):
+    """A run in whose private round a trainer is killed when it has given its shares."""
+    seen = []
+
+    def on_event(fact):
+        seen.append(fact)
+        if fact["event"] == "reply" and (fact["merchant"], fact["error"]) == (UNLUCKY, ""):
+            (stage,) = {f["stage"] for f in seen[-8:] if f["event"] == "round"}
+            if stage == "global":
+                federation.trainer(UNLUCKY).kill()
+
+    drive(federation.server, "secure", mode="train", on_event=on_event)
+    return seen
+
+
+def test_a_warm_up_sums_all_and_a_private_round_those_who_stayed(federation, facts):
+    registry = open_registry(federation.server)
+    sums = {}
+    for stage in ("warmup", "global"):
+        last = registry.last_committed("secure", stage)
+        manifest = verify(registry.store.path(last.aggregate), registry.public_key)
+        sums[stage] = last.survivors, manifest.sums
+    registry.database.close()
+    assert sums["warmup"] == (list(SHOPS), [6])
+    survivors, counted = sums["global"]
+    assert set(SHOPS) - {UNLUCKY} <= set(survivors)
+    assert counted == [len(survivors)]
+    for shop in SHOPS:  # a warm-up costs nothing, the private round once
+        slots, _ = federation.reservations(shop)
+        assert slots == [("secure", 1, "global", "1")]
+
+
+def test_nobody_was_asked_for_an_update_by_itself(federation, facts):
+    log = [fact for fact in facts if fact["event"] == "committed"]
+    assert [fact["stage"] for fact in log] == ["warmup", "global"]
+    for shop in SHOPS:  # what went into a sum is burnt
+        journal = federation.shop(shop) / "journal"
+        assert len(list(journal.glob("*.safetensors"))) == 2
+        assert len(list(journal.glob("*.burnt"))) in ({1, 2} if shop == UNLUCKY else {2})
+
+
+def test_everybody_holds_the_operators_roster(federation, facts):
+    asked = federation.command("server", "roster", "--json")
+    roster = json.loads(asked.stdout)
+    assert roster["members"] == list(SHOPS)
+    for shop in SHOPS:
+        shown = federation.command("client", "roster", "--shop", shop, "--json")
+        assert json.loads(shown.stdout) == roster
+        assert len((federation.shop(shop) / ROSTER_FILE).read_text().splitlines()) == len(SHOPS)
+    assert roster["head"] in federation.command("client", "roster", "--shop", SHOPS[0]).stdout
