@@ -6,7 +6,7 @@ B, so the mean of the B's is exactly the mean of the changes B A.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -16,16 +16,20 @@ from handbill.generator.adapters import Tensors
 Shapes = dict[str, tuple[int, int]]
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
+_BLOCK: Final = 1 << 16  # numbers
+
 
 class MeanAccumulator:
     """The unweighted mean of updates, added one at a time: memory of one update, not of all.
 
-    Every merchant weighs the same: a declared number of examples could be any number.
+    Every merchant weighs the same: a declared number of examples could be any number. Summed in
+    float32: n updates are off by at most n * 2^-24 of the largest partial sum, which for hundreds
+    of them is far below the noise in each.
     """
 
     def __init__(self, shapes: Shapes, *, max_norm: float) -> None:
         self._shapes, self._max_norm = shapes, max_norm
-        self._sum = {name: np.zeros(shape, np.float64) for name, shape in shapes.items()}
+        self._sum = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         self.count = 0
 
     def add(self, update: Tensors) -> None:
@@ -41,7 +45,7 @@ class MeanAccumulator:
         for name, value in update.items():
             if value.shape != self._shapes[name] or value.dtype != np.float32:
                 raise ProtocolError(f"update: {name} is {value.dtype} {value.shape}")
-            square += float(np.square(value, dtype=np.float64).sum())
+            square += _square(value)
         if not np.isfinite(square):
             raise NonFiniteUpdateError("update holds NaN or infinity")
         if square > self._max_norm**2:
@@ -80,9 +84,7 @@ def robust_mean(means: Sequence[Tensors], counts: Sequence[int]) -> Tensors:
     if len(means) < 3:
         share = np.array(counts, np.float32) / np.float32(sum(counts))
         return {n: sum(w * m[n] for w, m in zip(share, means, strict=True)) for n in means[0]}
-    norms = [
-        float(np.sqrt(sum(np.square(v, dtype=np.float64).sum() for v in m.values()))) for m in means
-    ]
+    norms = [sum(map(_square, m.values())) ** 0.5 for m in means]
     bound = float(np.median(norms))
     scales = [np.float32(min(1.0, bound / norm) if norm else 1.0) for norm in norms]
     return {
@@ -156,6 +158,14 @@ class OptimizerState:
     steps: int
     first: Tensors
     second: Tensors
+
+
+def _square(value: Array) -> float:
+    """Sum of squares, in float64 over blocks that stay in the processor's cache."""
+    flat = value.reshape(-1)
+    blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+    with np.errstate(over="ignore"):  # infinity is refused like any other
+        return sum(float(np.dot(block, block)) for block in blocks)
 
 
 def _running(old: Array, new: Array, keep: float) -> Array:
