@@ -63,6 +63,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/python benchmarks/dp_audit.py
 	@$(BIN)/python benchmarks/secagg.py
 	@$(BIN)/python benchmarks/aggregation.py
+	@$(BIN)/python benchmarks/robust.py
 	@$(BIN)/python benchmarks/dp_training.py
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_training.py --recipe $(DATA),true)
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_utility.py --data $(DATA),true)
