@@ -1,6 +1,7 @@
 """What a shop may spend: its ledger, kept to its policy and to what the server knows of it."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Budget:
             rate: Sampling rate of a step.
 
         Raises:
-            PolicyError: No amount of noise keeps such a run within ``epsilon_per_run``.
+            PolicyError: No amount of noise keeps such a run within ``epsilon_per_run``, or the day's
+                rounds are used up.
             BudgetExhaustedError: It does not fit in what is left, nor, at the start of a run,
                 does all that is planned. Nothing was spent.
             LedgerError: The attempt was paid for before, or this is not the newest ledger.
@@ -42,6 +44,7 @@ class Budget:
             steps=recipe.steps_in(stage),
         )
         with self._ledger() as ledger:
+            self._check_pace(ledger)
             paid = ledger.reserve(
                 event,
                 run=asked.run,
@@ -94,6 +97,17 @@ class Budget:
         """Return the hash of the ledger's last row, which the server will receipt."""
         with self._ledger() as ledger:
             return ledger.head()
+
+    def _check_pace(self, ledger: Ledger) -> None:
+        """Refuse more rounds a day than the policy allows."""
+        day_ago = datetime.now(UTC) - timedelta(days=1)
+        times = [row.time for row in ledger.verify() if row.kind == "reserve"]
+        recent = sum(datetime.fromisoformat(time) > day_ago for time in times)
+        if recent >= self._policy.max_rounds_per_day:
+            raise PolicyError(
+                f"{recent} rounds were paid for within a day; the policy allows "
+                f"max_rounds_per_day={self._policy.max_rounds_per_day}; nothing was spent"
+            )
 
     def _noise_multiplier(self, rate: float, steps: int) -> float:
         """The noise with which a whole run costs what the policy gives a run."""

@@ -89,6 +89,7 @@ def ledger(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOM
 def status(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
     """Show whether the trainer runs and what it did last."""
     from handbill.clients.daemon import STATUS, ask
+    from handbill.clients.journal import Journal
     from handbill.clients.merchant import PROGRESS_FILE
     from handbill.errors import HandbillError
 
@@ -100,6 +101,8 @@ def status(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOM
     path = folder / PROGRESS_FILE
     lines = path.read_text().splitlines() if path.is_file() else []
     facts["last"] = json.loads(lines[-1]) if lines else {}
+    head = Journal(folder / "journal").audit_head()
+    facts["operator_audit_head"] = f"{head.seq}:{head.hash}" if head else ""
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
@@ -108,6 +111,8 @@ def status(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOM
     if last := facts["last"]:
         ago = time.time() - last["time"]
         typer.echo(f"last: {last['event']} {last['stage']} round {last['round']}, {ago:.0f} s ago")
+    if head:
+        typer.echo(f"operator's audit head: {facts['operator_audit_head']}")
 
 
 @client_cli.command()

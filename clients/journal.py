@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from handbill.errors import ProtocolError
-from handbill.federation.messages import Instruction, Receipt
+from handbill.federation.messages import AuditHead, Instruction, Receipt
 from handbill.generator.adapters import Tensors
 from handbill.generator.artifacts import sync_to_disk, write_durably
 from handbill.privacy.faults import faultpoint
@@ -117,6 +117,29 @@ class Journal:
         """What the server last committed of this ledger, None before the first round."""
         path = self._folder / "receipt.json"
         return Receipt(**json.loads(path.read_text())) if path.is_file() else None
+
+    def keep_audit_head(self, head: AuditHead) -> None:
+        """Remember where the operator's audit chain stands.
+
+        Raises:
+            ProtocolError: It stood further, or held another entry there, when it was last seen.
+        """
+        known = self.audit_head()
+        if known is not None and (
+            head.seq < known.seq or (head.seq == known.seq) != (head == known)
+        ):
+            raise ProtocolError(
+                f"the operator's audit chain has changed behind us: entry {known.seq} was "
+                f"{known.hash[:16]}, now it stands at {head.seq}, {head.hash[:16]}. Ask the "
+                f"operator; if a backup was brought back, remove {self._folder / 'audit-head.json'}"
+            )
+        if head != known:
+            write_durably(self._folder / "audit-head.json", json.dumps(asdict(head)).encode())
+
+    def audit_head(self) -> AuditHead | None:
+        """Where the operator's audit chain stood when it was last seen."""
+        path = self._folder / "audit-head.json"
+        return AuditHead(**json.loads(path.read_text())) if path.is_file() else None
 
     def keep_clipping_norm(self, run: str, norm: float) -> None:
         """Remember where a run's adaptive clipping norm stands."""

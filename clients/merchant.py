@@ -78,6 +78,7 @@ class Policy:
         min_users: With fewer shoppers nothing is trained.
         max_sampling_rate: No step may be expected to use a larger share of the shoppers.
         held_out: Share of the shoppers kept out of training, to measure on.
+        max_rounds_per_day: Private rounds paid for within 24 hours; what is asked beyond waits.
         personal: Whether the shop's own adapter may be trained and sent.
         catalogue: Whether product descriptions may be trained on without noise: say false where
             a shopper is in them.
@@ -96,6 +97,7 @@ class Policy:
     max_sampling_rate: float = 0.25
     max_rows_per_user: int = 16
     held_out: float = 0.1
+    max_rounds_per_day: int = 100
     personal: bool = True
     catalogue: bool = True
     secure_aggregation: bool = True
@@ -117,6 +119,10 @@ class Policy:
         if not 0 < self.max_sampling_rate <= 1:
             raise InputError(
                 f"{POLICY_FILE}: max_sampling_rate={self.max_sampling_rate} not in (0, 1]"
+            )
+        if self.max_rounds_per_day < 1:
+            raise InputError(
+                f"{POLICY_FILE}: max_rounds_per_day={self.max_rounds_per_day} must be at least 1"
             )
         if self.min_cohort < MIN_COHORT:
             raise InputError(

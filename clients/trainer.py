@@ -62,6 +62,7 @@ INVENTED: Final = Example(
     request=CopyRequest(title="Oak desk lamp"),
     text="A warm light for long evenings.",
 )
+CLOCK_SKEW_S: Final = 300.0  # that an operator's clock and a merchant's may differ
 CURVE_ROWS: Final = 8  # held-out rows looked at in every round, for the shop's own curve
 
 
@@ -122,8 +123,8 @@ class Trainer:
         """Answer one instruction of the server with one signed report.
 
         Raises:
-            ProtocolError: Not signed by the server, not for this merchant, a replay, or weights
-                that cannot be trained from.
+            ProtocolError: Not signed by the server, not for this merchant, a replay, expired, weights
+                that cannot be trained from, or the operator's audit chain was changed.
             LedgerError: The server holds a receipt that this ledger does not know.
             PolicyError: The merchant's policy does not allow it.
             BudgetExhaustedError: It would pass the privacy limit; nothing was spent.
@@ -132,6 +133,10 @@ class Trainer:
         asked, weights = open_signed(signed, self._server_key, Instruction)
         if asked.merchant != self.merchant.id:
             raise ProtocolError("instruction is for another merchant")
+        if 0 < asked.expires_at < time.time() - CLOCK_SKEW_S:
+            raise ProtocolError("the instruction has expired; do both clocks tell the time?")
+        if asked.audit is not None:
+            self._journal.keep_audit_head(asked.audit)
         if asked.receipt is not None:
             self._budget.check(asked.receipt)
         if asked.stage == "ping":

@@ -145,12 +145,29 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditHead:
+    """The last entry of the operator's audit chain at one moment.
+
+    A merchant that keeps it can tell later whether history was cut off or rewritten.
+    """
+
+    seq: int
+    hash: str
+
+    def __post_init__(self) -> None:
+        if type(self.seq) is not int or not _is_hash(self.hash):
+            raise ProtocolError("audit head: not a number and a SHA-256 in hex")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Instruction:
     """Server to merchant: take part in this round, from these weights.
 
     Attributes:
         receipt: The merchant's last ledger head that the server committed, None before the first:
             a merchant whose ledger does not hold it has gone back to an older copy.
+        audit: Where the operator's audit chain stands, None before its first entry.
+        expires_at: Unix time after which it is not followed; 0 never expires.
         phase: What is asked for now, where the round takes several messages.
         ring: How updates are encoded to be summed securely; None where they are not.
     """
@@ -165,6 +182,8 @@ class Instruction:
     spec: AdapterSpec
     recipe: Recipe
     receipt: Receipt | None = None
+    audit: AuditHead | None = None
+    expires_at: float = 0.0
     phase: Phase = "train"
     ring: Ring | None = None
 
@@ -176,6 +195,8 @@ class Instruction:
         for name, kind in (("run", str), ("round", int), ("attempt", int), ("parent", str)):
             if type(getattr(self, name)) is not kind:
                 raise ProtocolError(f"instruction: {name} is not of type {kind.__name__}")
+        if type(self.expires_at) not in {int, float} or not 0 <= self.expires_at < 1e12:
+            raise ProtocolError("instruction: expires_at is not a time")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,12 +338,13 @@ def _body(signed: Signed, kind: type[M]) -> M:
     try:
         fields: Mapping[str, Any] = header["body"]
         if kind is Instruction:
-            receipt, ring = fields.get("receipt"), fields.get("ring")
+            receipt, ring, audit = (fields.get(name) for name in ("receipt", "ring", "audit"))
             return kind(
                 **{
                     **fields,
                     "receipt": Receipt(**receipt) if receipt is not None else None,
                     "ring": Ring(**ring) if ring is not None else None,
+                    "audit": AuditHead(**audit) if audit is not None else None,
                     "spec": AdapterSpec.from_dict(fields["spec"]),
                     "recipe": Recipe(**fields["recipe"]),
                 }

@@ -7,13 +7,14 @@ report is folded into (a mean, one adapter per merchant, a secure sum) is the ca
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from handbill.errors import HandbillError, InputError, ProtocolError, RoundError
 from handbill.federation.messages import (
+    AuditHead,
     Instruction,
     Phase,
     Receipt,
@@ -40,6 +41,7 @@ class RoundPlan:
     Attributes:
         cohort: Each merchant that is asked, with the key its report must be signed by.
         receipts: The last committed ledger head of each merchant that has one.
+        audit: Where the audit chain stands.
         min_reports: Below so many good reports the round is not committed.
         deadline_s: Reports that come later do not count.
         ring: How updates are encoded, where only their sum may be learnt.
@@ -56,6 +58,7 @@ class RoundPlan:
     cohort: Mapping[str, Ed25519PublicKey]
     min_reports: int
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
+    audit: AuditHead | None = None
     deadline_s: float = 600.0
     ring: Ring | None = None
 
@@ -123,7 +126,9 @@ class Exchange:
         """
         until = time.monotonic() + deadline_s
         for merchant, tensors in content.items():
-            asked = instruction(self._plan, merchant, phase)
+            # Wall clocks differ; what is replayed is refused by its place in the run.
+            expires_at = time.time() + deadline_s
+            asked = replace(instruction(self._plan, merchant, phase), expires_at=expires_at)
             message = sign(asked, tensors, self._key).to_bytes()
             self.outcome.bytes_down += len(message)
             self._transport.send(merchant, message)
@@ -240,6 +245,7 @@ def instruction(plan: RoundPlan, merchant: str, phase: Phase = "train") -> Instr
         spec=plan.spec,
         recipe=plan.recipe,
         receipt=plan.receipts.get(merchant),
+        audit=plan.audit,
         phase=phase,
         ring=plan.ring,
     )

@@ -2,7 +2,8 @@
 
 Pure functions. Changing, dropping, adding or swapping any entry breaks the chain at that place;
 cutting the end off, or computing the whole chain anew, is found by comparing with a head that
-was signed earlier (:class:`AuditHead`, which the registry keeps signed and merchants may keep).
+was signed earlier (:class:`AuditHead`, which the registry keeps signed, and every merchant gets with its
+instructions and keeps).
 Entries hold identifiers and digests only, never personal text.
 """
 
@@ -15,7 +16,8 @@ from typing import Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from handbill.errors import ArtifactError
+from handbill.errors import ArtifactError, InputError, ProtocolError
+from handbill.federation.messages import AuditHead
 from handbill.generator.artifacts import canonical_json
 
 GENESIS: Final = "0" * 64
@@ -35,14 +37,6 @@ class AuditEntry:
     action: str
     object: str
     result: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditHead:
-    """The last entry of the chain at one moment."""
-
-    seq: int
-    hash: str
 
 
 def next_entry(
@@ -111,6 +105,19 @@ def read_head(document: bytes, public_key: Ed25519PublicKey) -> AuditHead:
         return AuditHead(**fields["head"])
     except (ValueError, KeyError, TypeError, InvalidSignature) as error:
         raise ArtifactError("the audit head is not signed by this registry's publisher") from error
+
+
+def parse_head(text: str) -> AuditHead:
+    """Read ``SEQ:HASH``, as ``handbill client status`` prints it.
+
+    Raises:
+        InputError: It is not that.
+    """
+    seq, _, digest = text.partition(":")
+    try:
+        return AuditHead(seq=int(seq), hash=digest)
+    except (ValueError, ProtocolError) as error:
+        raise InputError(f"{text[:100]!r} is no audit head; write SEQ:HASH") from error
 
 
 def _hash(facts: object) -> str:

@@ -175,15 +175,21 @@ def rounds(
 def audit(
     *,
     last: Annotated[int, typer.Option(min=0, help="How many entries to print.")] = 20,
+    held: Annotated[
+        str, typer.Option(metavar="SEQ:HASH", help="A head that a merchant holds: is it in it?")
+    ] = "",
     as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Print the audit chain after checking every entry; exit 1 if it was changed."""
+    from handbill.server.audit import chain_problems, parse_head
     from handbill.server.verification import audit_problems
 
     with _registry(home) as registry, registry.database.begin() as uow:
         chain = uow.audit.all()
         problems = audit_problems(registry, chain)
+        if held:
+            problems += chain_problems(chain, signed=parse_head(held))
     shown = chain[-last:] if last else []
     if not as_json:
         table = Table("entry", "time", "who", "did", "to", "result")

@@ -21,7 +21,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.errors import ArtifactError, MissingError, RoundError
-from handbill.federation.messages import Receipt
+from handbill.federation.messages import AuditHead, Receipt
 from handbill.federation.roster import Roster
 from handbill.generator import artifacts
 from handbill.generator.artifacts import (
@@ -212,6 +212,11 @@ class Registry:
         """Return, by merchant, the last ledger head that a committed round holds of it."""
         with self.database.begin() as uow:
             return uow.rounds.receipts()
+
+    def audit_head(self) -> AuditHead | None:
+        """Return where the audit chain stands, None before its first entry."""
+        with self.database.begin() as uow:
+            return uow.audit.head()
 
     # -- artifacts ---------------------------------------------------------------------------
 

@@ -15,10 +15,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from handbill.errors import MissingError, RoundError
-from handbill.federation.messages import Receipt
+from handbill.federation.messages import AuditHead, Receipt
 from handbill.generator.artifacts import utc_now
 from handbill.server import orm
-from handbill.server.audit import AuditEntry, AuditHead, next_entry
+from handbill.server.audit import AuditEntry, next_entry
 from handbill.server.database import migrate
 from handbill.server.records import (
     Artifact,

@@ -61,6 +61,8 @@ class ServerSettings:
         base: Name of the base model (:func:`handbill.generator.base_models.resolve_base`).
         min_reports: Fewer good reports than this, and a round is not committed.
         deadline_s: How long a round waits for reports.
+        quarantine_after: A merchant that failed in so many committed rounds in a row is left out of
+            as many; 0 waits for everybody always.
         max_update_norm: A report with a larger update is refused.
         gate_nats: A round that makes the loss on the probe texts rise by more is not committed.
     """
@@ -71,6 +73,7 @@ class ServerSettings:
     device: str = "cpu"
     min_reports: int = 2
     deadline_s: float = 900.0
+    quarantine_after: int = 3
     max_update_norm: float = 1e3
     gate_nats: float = 2.0
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
@@ -81,6 +84,10 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise InputError(f"{SETTINGS_FILE}: port={self.port} not in [1, 65535]")
+        if self.quarantine_after < 0:
+            raise InputError(
+                f"{SETTINGS_FILE}: quarantine_after={self.quarantine_after} is negative"
+            )
         if self.min_reports < 1:
             raise InputError(f"{SETTINGS_FILE}: min_reports={self.min_reports} must be at least 1")
 

@@ -7,7 +7,6 @@ knows Flower or SQL; it speaks to a :class:`~handbill.federation.transport.Trans
 
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -37,6 +36,7 @@ from handbill.generator.artifacts import load_or_create_key, utc_now
 from handbill.generator.base_models import BaseModel, resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.server.cards import model_card
+from handbill.server.cohort import Cohort
 from handbill.server.optimizer_state import load_state, save_state
 from handbill.server.probe import probe_loss
 from handbill.server.progress import Progress
@@ -49,7 +49,6 @@ from handbill.server.updates import Updates
 log = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 3
-WAIT_S: Final = 180.0
 
 
 class Training:
@@ -82,10 +81,12 @@ class Training:
         self._model = model
         self._probed: tuple[str | None, float] = (None, 0.0)  # last artifact and its probe loss
         roster = registry.roster()
-        self._roster: Mapping[str, Ed25519PublicKey] = roster.members
         self._shapes = trained_shapes(self.spec, self.base)
         self._updates = Updates(
             transport, settings, key=self._key, roster=roster, shapes=self._shapes
+        )
+        self._cohort = Cohort(
+            transport, registry, roster, settings=settings, fewest=self._updates.fewest
         )
 
     def train(self, run: str, *, publish: bool) -> None:
@@ -123,10 +124,10 @@ class Training:
 
     def ping(self, run: str) -> RoundOutcome:
         """One round without training or budget: what a round costs by itself."""
-        self._wait_for_merchants()
+        self._cohort.wait()
         outcome = run_round(
             self._transport,
-            self._plan(run, 1, 0, "ping", cohort=self._cohort()),
+            self._plan(run, 1, 0, "ping", cohort=self._cohort.now()),
             {},
             key=self._key,
             fold=_nothing_to_fold,
@@ -150,22 +151,6 @@ class Training:
                 )
             )
 
-    def _wait_for_merchants(self) -> None:
-        """Wait, not for ever, until enough merchants are connected."""
-        until = time.monotonic() + WAIT_S
-        fewest = self._updates.fewest
-        while len(self._cohort()) < min(len(self._roster), fewest):
-            if time.monotonic() > until:
-                raise RoundError(
-                    f"{len(self._cohort())} of {len(self._roster)} enrolled merchants connected "
-                    f"within {WAIT_S:.0f} s, {fewest} needed"
-                )
-            time.sleep(0.2)
-
-    def _cohort(self) -> Mapping[str, Ed25519PublicKey]:
-        online = set(self._transport.merchants())
-        return {merchant: key for merchant, key in self._roster.items() if merchant in online}
-
     def _plan(
         self,
         run: str,
@@ -188,6 +173,7 @@ class Training:
             recipe=self._settings.recipe,
             cohort=cohort,
             receipts=self._registry.receipts(),
+            audit=self._registry.audit_head(),
             min_reports=self._settings.min_reports,
             deadline_s=self._settings.deadline_s,
             ring=ring,
@@ -217,8 +203,8 @@ class Training:
     ) -> None:
         """Open a round and take it; abandon it and try again if it cannot be committed."""
         for attempts_left in reversed(range(ATTEMPTS)):
-            self._wait_for_merchants()
-            attempt = self._registry.open_round(run, number, stage, list(self._cohort()))
+            self._cohort.wait()
+            attempt = self._registry.open_round(run, number, stage, list(self._cohort.now()))
             try:
                 take(attempt)
             except RoundError as error:
@@ -236,7 +222,7 @@ class Training:
             attempt.number,
             attempt.attempt,
             attempt.stage,
-            cohort={merchant: self._roster[merchant] for merchant in attempt.cohort},
+            cohort={merchant: self._cohort.members[merchant] for merchant in attempt.cohort},
             parent=parent,
             ring=ring,
         )

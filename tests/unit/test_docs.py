@@ -74,7 +74,11 @@ def test_every_command_that_is_named_exists_with_its_options(page):
         if isinstance(command, click.Group) and len(words) > 1:
             command = known.get(tuple(words[:2]))
             assert command is not None, words
-        options = {name for parameter in command.params for name in parameter.opts}
+        options = {
+            name
+            for parameter in command.params
+            for name in (*parameter.opts, *parameter.secondary_opts)
+        }
         for word in words:
             if word.startswith("--"):
                 assert word.partition("=")[0].strip("`.,:)") in {*options, "--help"}, words

@@ -1,5 +1,7 @@
 """The budget of a run: all of it fits before its first step, or the shop says so and stays out."""
 
+from datetime import datetime, timedelta
+
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -149,3 +151,24 @@ def test_a_stage_without_steps_costs_nothing_and_is_refused(tmp_path):
     with pytest.raises(Exception, match="steps=0"):
         shop.pays(1, stage="personal", recipe=Recipe(rounds=3, personal_steps=0))
     assert not (tmp_path / LEDGER_FILE).exists()
+
+
+def test_no_more_rounds_a_day_than_the_policy_allows(tmp_path):
+    shop = Shop(tmp_path, max_rounds_per_day=2, epsilon_limit=20.0)
+    shop.pays(1)
+    shop.pays(2)
+    shop.refuses(PolicyError, r"2 rounds were paid for within a day.*max_rounds_per_day=2", 3)
+    Shop(tmp_path, max_rounds_per_day=3, epsilon_limit=20.0).pays(3)
+
+
+def test_yesterdays_rounds_do_not_count_today(tmp_path, monkeypatch):
+    shop = Shop(tmp_path, max_rounds_per_day=1)
+    shop.pays(1)
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=1, seconds=5)
+
+    monkeypatch.setattr("handbill.clients.budget.datetime", Tomorrow)
+    shop.pays(2)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from handbill.clients.journal import Journal
 from handbill.errors import ProtocolError
-from handbill.federation.messages import Instruction, Receipt, Recipe
+from handbill.federation.messages import AuditHead, Instruction, Receipt, Recipe
 from handbill.generator.adapters import AdapterSpec
 
 UPDATE = {"b": np.arange(4, dtype=np.float32).reshape(2, 2)}
@@ -123,3 +123,38 @@ def test_the_servers_last_receipt_is_remembered(tmp_path):
 def test_only_its_owner_may_look_into_a_new_journal(tmp_path):
     Journal(tmp_path / "journal")
     assert (tmp_path / "journal").stat().st_mode & 0o077 == 0
+
+
+def head(seq, digit="a"):
+    return AuditHead(seq=seq, hash=digit * 64)
+
+
+def test_the_operators_audit_chain_may_only_grow(tmp_path):
+    assert Journal(tmp_path).audit_head() is None
+    for good in (head(3), head(3), head(4), head(40, "b")):
+        Journal(tmp_path).keep_audit_head(good)
+        assert Journal(tmp_path).audit_head() == good
+    for bad in (head(39, "b"), head(40, "c"), head(1)):
+        with pytest.raises(ProtocolError, match=r"changed behind us.*audit-head\.json"):
+            Journal(tmp_path).keep_audit_head(bad)
+    assert Journal(tmp_path).audit_head() == head(40, "b")
+
+
+def test_an_update_that_was_burnt_is_not_recalled_until_there_is_a_new_one(tmp_path):
+    journal = Journal(tmp_path)
+    journal.keep(asked(1), UPDATE)
+    journal.burn(asked(1))
+    assert Journal(tmp_path).recall(asked(1)) is None
+    assert Journal(tmp_path).recall(asked(1, attempt=3)) is None
+    assert len(Journal(tmp_path).updates("run-1")) == 1  # it was given, and is remembered as that
+    newer = {"b": UPDATE["b"] + 1}
+    journal.keep(asked(1, attempt=1), newer)
+    np.testing.assert_array_equal(Journal(tmp_path).recall(asked(1))["b"], newer["b"])
+
+
+def test_burnt_marks_do_not_pile_up(tmp_path):
+    journal = Journal(tmp_path)
+    for number in range(1, 40):
+        journal.keep(asked(number), UPDATE)
+        journal.burn(asked(number))
+    assert len(list(tmp_path.glob("*.burnt"))) == len(list(tmp_path.glob("*.safetensors"))) == 16

@@ -1,6 +1,7 @@
 """The merchant's side of a round: paid first, once; nothing without a signature or against policy."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,15 @@ from handbill.errors import (
     PolicyError,
     ProtocolError,
 )
-from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
+from handbill.federation.messages import (
+    AuditHead,
+    Instruction,
+    Recipe,
+    Report,
+    Signed,
+    open_signed,
+    sign,
+)
 from handbill.generator.artifacts import load_or_create_key
 from handbill.privacy.ledger import Ledger
 from handbill.privacy.noise import SECURE_RNG, SecureNoise
@@ -198,6 +207,21 @@ def test_another_instruction_for_a_place_that_was_taken_is_refused(shop):
     shop.refuses(ProtocolError, "asked for before", recipe=other)
     shop.ask(round=2)
     shop.refuses(ProtocolError, "asked for before")  # also the first one, to the byte
+
+
+def test_an_instruction_that_expired_is_refused_and_clocks_may_differ(shop):
+    now = time.time()
+    with pytest.raises(ProtocolError, match="expired"):
+        shop.ask(expires_at=now - 400)
+    shop.ask(expires_at=now - 200, stage="ping")
+    shop.ask(expires_at=now + 3600, stage="ping")
+
+
+def test_an_operator_whose_history_was_cut_is_not_followed(shop):
+    shop.ask(audit=AuditHead(seq=9, hash="a" * 64), stage="ping")
+    with pytest.raises(ProtocolError, match="changed behind us"):
+        shop.ask(audit=AuditHead(seq=8, hash="b" * 64))
+    shop.ask(audit=AuditHead(seq=10, hash="c" * 64))
 
 
 def test_an_older_round_is_refused_after_a_newer_one(shop):

@@ -4,12 +4,13 @@ from dataclasses import asdict, replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from handbill.errors import ArtifactError
+from handbill.errors import ArtifactError, InputError
+from handbill.federation.messages import AuditHead
 from handbill.server.audit import (
     AuditEntry,
-    AuditHead,
     chain_problems,
     next_entry,
+    parse_head,
     read_head,
     sign_head,
 )
@@ -110,3 +111,13 @@ def test_a_head_of_another_key_or_edited_is_refused():
         read_head(document.replace(b'"seq":3', b'"seq":2'), key.public_key())
     with pytest.raises(ArtifactError, match="publisher"):
         read_head(b"", key.public_key())
+
+
+def test_a_head_as_a_merchant_prints_it_can_be_read():
+    assert parse_head("7:" + "ab" * 32) == AuditHead(seq=7, hash="ab" * 32)
+
+
+@pytest.mark.parametrize("text", ["", "7", "7:", "seven:" + "ab" * 32, "7:" + "zz" * 32])
+def test_what_is_no_head_is_refused(text):
+    with pytest.raises(InputError, match="SEQ:HASH"):
+        parse_head(text)

@@ -15,7 +15,7 @@ from handbill.generator.artifacts import (
     read_channel,
     verify,
 )
-from handbill.server import training
+from handbill.server import cohort, training
 
 SHOPS = ("shop-a", "shop-b", "shop-c")
 
@@ -210,7 +210,7 @@ def test_a_merchant_that_is_away_between_two_rounds_is_waited_for(one, monkeypat
 
 
 def test_merchants_that_never_come_are_not_waited_for_for_ever(one, monkeypatch):
-    monkeypatch.setattr(training, "WAIT_S", 0.3)
+    monkeypatch.setattr(cohort, "WAIT_S", 0.3)
     one.cable.absent = [set(SHOPS)] * 1000
     with pytest.raises(RoundError, match="0 of 3 enrolled merchants connected"):
         one.train()

@@ -1,0 +1,86 @@
+"""Who is asked in a round: enrolled, connected, and not given up on for now."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from handbill.errors import RoundError
+from handbill.federation.roster import Roster
+from handbill.federation.transport import Transport
+from handbill.server.records import Round
+from handbill.server.registry import Registry
+from handbill.server.settings import ServerSettings
+
+WAIT_S: Final = 180.0
+
+
+class Cohort:
+    """The merchants of a run, and which of them are there."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        registry: Registry,
+        roster: Roster,
+        *,
+        settings: ServerSettings,
+        fewest: int,
+    ) -> None:
+        """Ask ``transport`` who is there; ``fewest`` are needed for a round."""
+        self._transport, self._registry, self._settings = transport, registry, settings
+        self.members: Mapping[str, Ed25519PublicKey] = roster.members
+        self._fewest = fewest
+
+    def now(self) -> Mapping[str, Ed25519PublicKey]:
+        """Whom the next round asks, with the key each signs with."""
+        with self._registry.database.begin() as uow:
+            away = quarantined(uow.rounds.all(), after=self._settings.quarantine_after)
+        online = set(self._transport.merchants()) - away
+        return {merchant: key for merchant, key in self.members.items() if merchant in online}
+
+    def wait(self) -> None:
+        """Wait, not for ever, until enough merchants are there.
+
+        Raises:
+            RoundError: They did not come within :data:`WAIT_S`.
+        """
+        until = time.monotonic() + WAIT_S
+        while len(self.now()) < min(len(self.members), self._fewest):
+            if time.monotonic() > until:
+                raise RoundError(
+                    f"{len(self.now())} of {len(self.members)} enrolled merchants connected "
+                    f"within {WAIT_S:.0f} s, {self._fewest} needed"
+                )
+            time.sleep(0.2)
+
+
+def quarantined(rounds: Iterable[Round], *, after: int) -> set[str]:
+    """Merchants that were waited for in vain again and again: not to be asked in the next round.
+
+    Whoever was asked in ``after`` committed rounds one after the other, and is in none of them, is
+    left out of as many, and then asked again. Worked out from the committed rounds alone, so that
+    a server that was started again decides the same.
+
+    Args:
+        rounds: In the order they were opened.
+        after: 0 leaves nobody out.
+    """
+    if not after:
+        return set()
+    misses: dict[str, int] = {}
+    left_out: dict[str, int] = {}
+    for one in rounds:
+        if one.status != "committed" or one.stage == "personal":
+            continue
+        for merchant in list(left_out):
+            if merchant not in one.cohort:
+                left_out[merchant] -= 1
+                if not left_out[merchant]:
+                    del left_out[merchant]
+        for merchant in one.cohort:
+            misses[merchant] = 0 if merchant in one.survivors else misses.get(merchant, 0) + 1
+            if misses[merchant] >= after:
+                misses[merchant], left_out[merchant] = 0, after
+    return set(left_out)
