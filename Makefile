@@ -34,7 +34,8 @@ demo: $(READY) ## Take three shops' private data to served copy (DEMO='--data DI
 	@$(BIN)/handbill demo $(DEMO)
 
 test: $(READY) ## Run the whole test suite
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/statistical
+	@$(BIN)/python -m pytest -q tests/integration tests/e2e
 
 check: lint types imports fast ## Ruff, mypy --strict, import rules and the fast tests
 
@@ -49,7 +50,7 @@ imports: $(READY) ## The rules of who imports whom
 	@$(BIN)/lint-imports
 
 fast: $(READY) ## Unit tests only
-	@$(BIN)/python -m pytest -q tests/unit
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit
 
 serve: $(READY) ## Serve what was trained
 	@$(BIN)/handbill serve
@@ -64,6 +65,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/python benchmarks/secagg.py
 	@$(BIN)/python benchmarks/aggregation.py
 	@$(BIN)/python benchmarks/robust.py
+	@$(BIN)/python benchmarks/faults.py
 	@$(BIN)/python benchmarks/dp_training.py
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_training.py --recipe $(DATA),true)
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_utility.py --data $(DATA),true)

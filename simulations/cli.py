@@ -24,6 +24,9 @@ def simulate(
     dropout: Annotated[
         float, typer.Option(metavar="P", help="Chance that a merchant stays silent in a round.")
     ] = 0.0,
+    secure_aggregation: Annotated[
+        bool, typer.Option(help="Whether the server learns sums of updates alone.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of data, model and dropouts; noise has none.")] = 7,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where result and figure are written.")
@@ -40,6 +43,7 @@ def simulate(
         epsilon=epsilon,
         dropout=dropout,
         seed=seed,
+        secure=secure_aggregation,
     )
     columns = (
         TextColumn("{task.description}"),

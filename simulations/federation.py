@@ -106,7 +106,7 @@ def _simulate(
     config: FederationConfig, folder: Path, on_step: Callable[[str], None]
 ) -> FederationResult:
     started = time.monotonic()
-    settings = _settings(config, make_tiny_base(folder / "base", seed=config.seed))
+    settings = settings_for(config, make_tiny_base(folder / "base", seed=config.seed))
     base = resolve_base(settings.base)
     model = LoraModel(base, adapter_spec(settings, base))
     registry = open_registry(folder / "server", create=True)
@@ -114,7 +114,7 @@ def _simulate(
         settings.save(folder / "server")
         trainers = []
         for number in range(1, config.merchants + 1):
-            home = _enrolled(config, folder, registry, number)
+            home = enrolled(config, folder, registry, number)
             trainers.append(Trainer(home, model=model))
             on_step("set up merchants")
         before = _losses(trainers, model, zero_update(model.spec, base), settings.recipe)
@@ -145,12 +145,12 @@ def _simulate(
     )
 
 
-def _settings(config: FederationConfig, base: Path) -> ServerSettings:
+def settings_for(config: FederationConfig, base: Path) -> ServerSettings:
     """A recipe for small shops: a quarter of the shoppers in a step, half of a tiny model."""
     return ServerSettings(
         base=str(base),
         min_reports=max(1, round(config.merchants * (1 - config.dropout) / 2)),
-        secure_aggregation=SecureAggregation(enabled=False),
+        secure_aggregation=SecureAggregation(enabled=config.secure),
         adapter=AdapterSettings(rank=4, alpha=8.0, layers=1),
         recipe=Recipe(
             rounds=config.rounds,
@@ -170,11 +170,11 @@ def _policy(config: FederationConfig) -> Policy:
         min_users=MIN_USERS // 2,
         held_out=HELD_OUT,
         personal=False,
-        secure_aggregation=False,
+        secure_aggregation=config.secure,
     )
 
 
-def _enrolled(config: FederationConfig, folder: Path, registry: Registry, number: int) -> Path:
+def enrolled(config: FederationConfig, folder: Path, registry: Registry, number: int) -> Path:
     """Invent a shop in one of the sample market's voices, set up its client, enrol it."""
     words = read_vocabulary(SHOPS[number % len(SHOPS)])
     shop = f"{words['id']}-{number:04}"

@@ -25,7 +25,9 @@ class FederationConfig:
         users: Shoppers of each merchant; a fifth of them is held out.
         epsilon: Every merchant's limit, and what its noise is calibrated for.
         seed: Of data, model and dropouts. The privacy noise has no seed: no two runs are equal.
-        dropout: Chance of each merchant to stay silent in a round.
+        dropout: Chance of each merchant to stay silent in a round; with secure sums, of each of
+            a round's messages to be lost.
+        secure: Whether the server learns sums alone.
     """
 
     merchants: int = 100
@@ -34,6 +36,7 @@ class FederationConfig:
     epsilon: float = 8.0
     seed: int = 7
     dropout: float = 0.0
+    secure: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("merchants", 1), ("rounds", 1), ("users", MIN_USERS)):
