@@ -6,7 +6,7 @@ byte array, so that Flower neither reads nor changes it, and replies are pulled 
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -44,19 +44,23 @@ def from_record(content: RecordDict) -> bytes:
 class GridTransport:
     """A :class:`~handbill.federation.transport.Transport` over Flower's Grid."""
 
-    def __init__(self, grid: Any, nodes: Mapping[str, int], *, ttl_s: float = 3600.0) -> None:
-        """Speak to ``nodes`` (merchant to Flower node id) over ``grid``."""
+    def __init__(
+        self, grid: Any, nodes: Callable[[], Mapping[str, int]], *, ttl_s: float = 3600.0
+    ) -> None:
+        """Speak over ``grid`` to what ``nodes`` says now: Flower's node id of each merchant."""
         self._grid, self._nodes, self._ttl_s = grid, nodes, ttl_s
         self._pending: dict[str, str] = {}  # message id -> merchant
 
     def merchants(self) -> Sequence[str]:
         """Merchants whose SuperNode is connected now."""
         online = set(self._grid.get_node_ids())
-        return [merchant for merchant, node in self._nodes.items() if node in online]
+        return [merchant for merchant, node in self._nodes().items() if node in online]
 
     def send(self, merchant: str, message: bytes) -> None:
         """Hand a message to the SuperLink, which keeps it until the SuperNode asks."""
-        outgoing = Message(to_record(message), self._nodes[merchant], MESSAGE_TYPE, ttl=self._ttl_s)
+        outgoing = Message(
+            to_record(message), self._nodes()[merchant], MESSAGE_TYPE, ttl=self._ttl_s
+        )
         (message_id,) = self._grid.push_messages([outgoing])
         self._pending[message_id] = merchant
 

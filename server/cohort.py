@@ -6,39 +6,53 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from handbill.errors import RoundError
+from handbill.errors import InputError, RoundError
 from handbill.federation.roster import Roster
+from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.transport import Transport
 from handbill.server.records import Round
 from handbill.server.registry import Registry
-from handbill.server.settings import ServerSettings
+from handbill.server.settings import SETTINGS_FILE, ServerSettings
 
 WAIT_S: Final = 180.0
 
 
 class Cohort:
-    """The merchants of a run, and which of them are there."""
+    """The merchants of a run, and which of them are there.
 
-    def __init__(
-        self,
-        transport: Transport,
-        registry: Registry,
-        roster: Roster,
-        *,
-        settings: ServerSettings,
-        fewest: int,
-    ) -> None:
-        """Ask ``transport`` who is there; ``fewest`` are needed for a round."""
+    ``roster`` is read again before each attempt: who was revoked meanwhile is asked no more.
+    """
+
+    def __init__(self, transport: Transport, registry: Registry, settings: ServerSettings) -> None:
+        """Ask ``transport`` who is there."""
         self._transport, self._registry, self._settings = transport, registry, settings
-        self.members: Mapping[str, Ed25519PublicKey] = roster.members
-        self._fewest = fewest
+        self.roster: Roster = registry.roster()
+        least = settings.min_reports
+        secure = settings.secure_aggregation.enabled
+        self._fewest = max(least, MIN_COHORT) if secure else least
+
+    def check_size(self) -> None:
+        """Refuse a run of which no round could be committed.
+
+        Raises:
+            InputError: Sums are to be secure, and too few merchants are enrolled for one.
+        """
+        enrolled = len(self.roster.members)
+        if self._settings.secure_aggregation.enabled and enrolled < MIN_COHORT:
+            raise InputError(
+                f"secure aggregation needs {MIN_COHORT} merchants, {enrolled} are enrolled; enrol "
+                f"more, or say enabled = false under [secure_aggregation] in {SETTINGS_FILE}, "
+                f"which the policy of every merchant must allow"
+            )
 
     def now(self) -> Mapping[str, Ed25519PublicKey]:
         """Whom the next round asks, with the key each signs with."""
         with self._registry.database.begin() as uow:
             away = quarantined(uow.rounds.all(), after=self._settings.quarantine_after)
         online = set(self._transport.merchants()) - away
-        return {merchant: key for merchant, key in self.members.items() if merchant in online}
+        return {
+            merchant: key for merchant, key in self.roster.members.items() if merchant in online
+        }
 
     def wait(self) -> None:
         """Wait, not for ever, until enough merchants are there.
@@ -46,11 +60,13 @@ class Cohort:
         Raises:
             RoundError: They did not come within :data:`WAIT_S`.
         """
+        self.roster = self._registry.roster()
+        enrolled = len(self.roster.members)
         until = time.monotonic() + WAIT_S
-        while len(self.now()) < min(len(self.members), self._fewest):
+        while len(self.now()) < min(enrolled, self._fewest):
             if time.monotonic() > until:
                 raise RoundError(
-                    f"{len(self.now())} of {len(self.members)} enrolled merchants connected "
+                    f"{len(self.now())} of {enrolled} enrolled merchants connected "
                     f"within {WAIT_S:.0f} s, {self._fewest} needed"
                 )
             time.sleep(0.2)

@@ -32,8 +32,8 @@ def main(grid: Grid, context: Context) -> None:
     run, mode = str(config["run"]), str(config["mode"])
     try:
         settings = ServerSettings.load(home)
-        nodes = SuperLink(home, settings).nodes()
-        training = Training(home, GridTransport(grid, nodes), open_registry(home), settings)
+        transport = GridTransport(grid, SuperLink(home, settings).nodes)
+        training = Training(home, transport, open_registry(home), settings)
         if mode == "ping":
             training.ping(run)
         else:

@@ -80,14 +80,9 @@ class Training:
         self.progress = Progress(home)
         self._model = model
         self._probed: tuple[str | None, float] = (None, 0.0)  # last artifact and its probe loss
-        roster = registry.roster()
         self._shapes = trained_shapes(self.spec, self.base)
-        self._updates = Updates(
-            transport, settings, key=self._key, roster=roster, shapes=self._shapes
-        )
-        self._cohort = Cohort(
-            transport, registry, roster, settings=settings, fewest=self._updates.fewest
-        )
+        self._updates = Updates(transport, settings, key=self._key, shapes=self._shapes)
+        self._cohort = Cohort(transport, registry, settings)
 
     def train(self, run: str, *, publish: bool) -> None:
         """Take a run to its end, from wherever it stands.
@@ -97,8 +92,10 @@ class Training:
             publish: Serve what was trained when it is done.
 
         Raises:
+            InputError: Sums are to be secure, and too few merchants are enrolled for one.
             RoundError: A round could not be committed in :data:`ATTEMPTS` attempts.
         """
+        self._cohort.check_size()
         self._registry.recover()
         self._start(run)
         recipe = self._settings.recipe
@@ -222,7 +219,7 @@ class Training:
             attempt.number,
             attempt.attempt,
             attempt.stage,
-            cohort={merchant: self._cohort.members[merchant] for merchant in attempt.cohort},
+            cohort={merchant: self._cohort.roster.members[merchant] for merchant in attempt.cohort},
             parent=parent,
             ring=ring,
         )
@@ -242,7 +239,9 @@ class Training:
     ) -> None:
         """A round of the adapter that everybody shares: on catalogues, or on shoppers' rows."""
         plan = self._planned(attempt, parent, ring=self._settings.secure_aggregation.ring)
-        outcome, mean = self._updates.collect(plan, weights, on_reply=self._noting(plan))
+        outcome, mean = self._updates.collect(
+            plan, weights, roster=self._cohort.roster, on_reply=self._noting(plan)
+        )
         optimizer = self._settings.optimizer.at(attempt.number, of=rounds)
         moved, after = optimizer.step(weights, mean, state)
         metrics = self._gate(parent, weights, moved)

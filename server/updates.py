@@ -5,16 +5,14 @@ from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from handbill.errors import InputError
 from handbill.federation.aggregation import MeanAccumulator, Shapes, robust_mean
 from handbill.federation.messages import Report
 from handbill.federation.roster import Roster
 from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
-from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.secure_rounds import SecureRound
 from handbill.federation.transport import Transport
 from handbill.generator.adapters import Tensors
-from handbill.server.settings import SETTINGS_FILE, ServerSettings
+from handbill.server.settings import ServerSettings
 
 
 class Updates:
@@ -26,34 +24,28 @@ class Updates:
         settings: ServerSettings,
         *,
         key: Ed25519PrivateKey,
-        roster: Roster,
         shapes: Shapes,
     ) -> None:
-        """Prepare for rounds of the roster's merchants.
-
-        Raises:
-            InputError: Sums are to be secure, and too few merchants are enrolled for one.
-        """
-        self._transport, self._settings, self._key = transport, settings, key
-        self._roster, self._shapes = roster, shapes
+        """Ask over ``transport`` for updates of these shapes, signing with ``key``."""
+        self._transport, self._settings = transport, settings
+        self._key, self._shapes = key, shapes
         self._adverts: dict[str, bytes] = {}  # not used yet
-        if settings.secure_aggregation.enabled and len(roster.members) < MIN_COHORT:
-            raise InputError(
-                f"secure aggregation needs {MIN_COHORT} merchants, {len(roster.members)} are "
-                f"enrolled; enrol more, or say enabled = false under [secure_aggregation] in "
-                f"{SETTINGS_FILE}, which the policy of every merchant must allow"
-            )
-
-    @property
-    def fewest(self) -> int:
-        """With fewer merchants no round can be committed."""
-        least = self._settings.min_reports
-        return max(least, MIN_COHORT) if self._settings.secure_aggregation.enabled else least
 
     def collect(
-        self, plan: RoundPlan, weights: Tensors, *, on_reply: Callable[[str, str], None]
+        self,
+        plan: RoundPlan,
+        weights: Tensors,
+        *,
+        roster: Roster,
+        on_reply: Callable[[str, str], None],
     ) -> tuple[RoundOutcome, Tensors]:
         """Take one round to the mean of its merchants' updates.
+
+        Args:
+            plan: Whom to ask for what; with a ring for secure sums.
+            weights: As of the plan's parent.
+            roster: The log as it stands.
+            on_reply: As in :class:`~handbill.federation.rounds.Exchange`.
 
         Raises:
             RoundError: Too few good reports.
@@ -64,7 +56,7 @@ class Updates:
             self._transport,
             plan,
             key=self._key,
-            roster=self._roster,
+            roster=roster,
             shapes=self._shapes,
             adverts=self._adverts,
             on_reply=on_reply,

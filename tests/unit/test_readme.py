@@ -54,6 +54,26 @@ def test_the_utility_tables_of_the_docs_are_what_was_measured():
             assert f"| {base:.2f} | {epsilon} | {' | '.join(arms)} |" in page
 
 
+def result(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def test_the_tables_of_secure_aggregation_are_what_was_measured():
+    page = (ROOT / "docs" / "secure-aggregation.md").read_text().replace("**", "")
+    for row in result("robust")["table"]:
+        assert f"| {row['mean']:.2f} | {row['ours']:.2f} | {row['ours_worst']:.2f} |" in page
+    for row in result("secagg")["table"]:
+        ours = f"{row['client_s']:.2f} | {row['server_s']:.2f}"
+        peer = f"{row['peer_client_s']:.2f} | {row['peer_server_s']:.1f}"
+        size = f"{row['dimension'] // 1_000_000} M"
+        assert f"| {row['clients']} | {size} | {ours} | {peer} |" in page
+    faults = result("faults")["metrics"]
+    assert f"plays {faults['scenarios']} scenarios" in page
+    assert f"{faults['rounds_attempted']} attempts" in page
+    assert faults["lost"] == faults["committed_twice"] == faults["ledger_under_counts"] == 0
+    assert faults["control_under_counts"] > 0
+
+
 def test_the_cost_table_of_the_docs_is_what_was_measured():
     path = ROOT / "benchmarks" / "results" / "dp_training.json"
     table = json.loads(path.read_text())["table"]

@@ -72,3 +72,23 @@ def test_a_shop_that_never_answers_is_asked_no_more_after_three_rounds(make):
         ["shop-a", "shop-b"]
     ] * 2
     assert len(asked) == 3
+
+
+def test_who_is_revoked_in_a_run_is_not_asked_again_and_who_is_enrolled_is(make):
+    one = make()
+    merchant = one.trainers["shop-c"].merchant.id
+    with one.registry.database.begin() as uow:
+        record = uow.merchants.get(merchant)
+    honest, calls = one.handlers["shop-a"], []
+
+    def handler(message):
+        calls.append(message)
+        if len(calls) == 1:
+            one.registry.revoke(merchant)
+        if len(calls) == 3:
+            one.registry.enrol(record)
+        return honest(message)
+
+    one.handlers["shop-a"] = handler
+    one.train(recipe=Recipe(rounds=4, personal_steps=0, expected_users=8))
+    assert ["shop-c" in r.cohort for r in one.rounds()] == [True, False, False, True]
