@@ -50,6 +50,7 @@ class GridTransport:
         """Speak over ``grid`` to what ``nodes`` says now: Flower's node id of each merchant."""
         self._grid, self._nodes, self._ttl_s = grid, nodes, ttl_s
         self._pending: dict[str, str] = {}  # message id -> merchant
+        self._gone: list[str] = []  # whom no message could be sent to
 
     def merchants(self) -> Sequence[str]:
         """Merchants whose SuperNode is connected now."""
@@ -58,9 +59,11 @@ class GridTransport:
 
     def send(self, merchant: str, message: bytes) -> None:
         """Hand a message to the SuperLink, which keeps it until the SuperNode asks."""
-        outgoing = Message(
-            to_record(message), self._nodes()[merchant], MESSAGE_TYPE, ttl=self._ttl_s
-        )
+        node = self._nodes().get(merchant)
+        if node is None:  # revoked a moment ago
+            self._gone.append(merchant)
+            return
+        outgoing = Message(to_record(message), node, MESSAGE_TYPE, ttl=self._ttl_s)
         (message_id,) = self._grid.push_messages([outgoing])
         self._pending[message_id] = merchant
 
@@ -70,6 +73,8 @@ class GridTransport:
         Every question costs the SuperLink some milliseconds of the processor that merchants on
         the same machine would train with, hence one every :data:`_POLL_S` and not all at once.
         """
+        if self._gone:
+            return Reply(self._gone.pop(), error="has no node at the SuperLink any more")
         until = time.monotonic() + timeout_s
         while self._pending and time.monotonic() < until:
             message_id, merchant = next(iter(self._pending.items()))
@@ -83,6 +88,7 @@ class GridTransport:
     def forget(self) -> None:
         """Stop waiting for what is still under way."""
         self._pending.clear()
+        self._gone.clear()
 
 
 def _reply(merchant: str, answer: Message) -> Reply:
