@@ -64,13 +64,21 @@ def run(
     cold: Annotated[
         bool, typer.Option("--cold", help="Load everything anew for each message (slow).")
     ] = False,
+    metrics_port: Annotated[
+        int, typer.Option(help="Show figures for Prometheus and health on this port; 0 does not.")
+    ] = 0,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Take part: run trainer and SuperNode in the foreground until Ctrl-C."""
     from handbill.clients.run import run_merchant
 
     folder = merchant_folder(home, shop)
-    run_merchant(folder, cold=cold, announce=lambda: typer.echo(f"{folder.name} is ready"))
+    run_merchant(
+        folder,
+        cold=cold,
+        metrics_port=metrics_port,
+        announce=lambda: typer.echo(f"{folder.name} is ready"),
+    )
 
 
 @client_cli.command()

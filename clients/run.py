@@ -7,6 +7,8 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,12 +16,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from handbill.clients.client_app import COLD_VARIABLE, HOME_VARIABLE
-from handbill.clients.daemon import STATUS, ask
 from handbill.clients.markets import find_shops
 from handbill.clients.merchant import CA_FILE, NODE_KEY, SERVER_KEY, SIGNING_KEY, Merchant, Policy
+from handbill.clients.metrics import client_figures, trainer_answers
 from handbill.clients.shop import load_shop
-from handbill.errors import HandbillError, InputError, MissingError
+from handbill.errors import InputError, MissingError
 from handbill.federation.flower import flower_environment, program
+from handbill.federation.metrics_page import metrics_page
 from handbill.federation.supervision import Children, run_until_stopped
 from handbill.generator.artifacts import load_or_create_key, public_pem
 from handbill.generator.base_models import resolve_base
@@ -112,12 +115,15 @@ def init_merchant(
     return path
 
 
-def run_merchant(home: Path, *, cold: bool = False, announce: Callable[[], None]) -> None:
+def run_merchant(
+    home: Path, *, cold: bool = False, metrics_port: int = 0, announce: Callable[[], None]
+) -> None:
     """Run a merchant's programs in the foreground until SIGTERM or Ctrl-C.
 
     Args:
         home: The merchant's folder.
         cold: Load the trainer anew for every message, instead of keeping it warm.
+        metrics_port: Where figures and health are shown on this machine; 0 shows none.
         announce: Called once everything is up.
     """
     merchant = Merchant.load(home)
@@ -125,10 +131,18 @@ def run_merchant(home: Path, *, cold: bool = False, announce: Callable[[], None]
     with Children(home / "logs") as children:
         if not cold:
             children.start("trainer", [sys.executable, "-m", "handbill.clients.daemon", str(home)])
-            children.wait_for(lambda: _answers(home), "the trainer was ready", timeout_s=300)
+            children.wait_for(lambda: trainer_answers(home), "the trainer was ready", timeout_s=300)
         _start_flower(children, home, merchant, cold=cold)
-        announce()
-        run_until_stopped(children)
+        with ExitStack() as stack:
+            if metrics_port:
+                page = metrics_page(
+                    metrics_port,
+                    figures=partial(client_figures, home),
+                    healthy=partial(trainer_answers, home),
+                )
+                stack.enter_context(page)
+            announce()
+            run_until_stopped(children)
 
 
 def _start_flower(children: Children, home: Path, merchant: Merchant, *, cold: bool) -> None:
@@ -210,14 +224,6 @@ def _read_kit(kit: Path) -> dict[str, str]:
         raise MissingError(
             f"{kit}: not an operator's kit (ca.crt, server.pub, kit.json)"
         ) from error
-
-
-def _answers(home: Path) -> bool:
-    try:
-        ask(home, STATUS)
-    except HandbillError:
-        return False
-    return True
 
 
 def _listens(host: str, port: int) -> bool:

@@ -81,7 +81,13 @@ def roster(*, home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
 
 
 @server_cli.command("run")
-def run_server(*, home: Home = DEFAULT_HOME) -> None:
+def run_server(
+    *,
+    home: Home = DEFAULT_HOME,
+    metrics_port: Annotated[
+        int, typer.Option(help="Show figures for Prometheus and health on this port; 0 does not.")
+    ] = 0,
+) -> None:
     """Run the server in the foreground until Ctrl-C."""
     from handbill.server.operate import run_server as run
     from handbill.server.settings import ServerSettings
@@ -89,7 +95,7 @@ def run_server(*, home: Home = DEFAULT_HOME) -> None:
     def announce(settings: ServerSettings) -> None:
         typer.echo(f"server ready on {settings.address}; stop with Ctrl-C")
 
-    run(home / "server", announce=announce)
+    run(home / "server", announce=announce, metrics_port=metrics_port)
 
 
 @server_cli.command()

@@ -5,15 +5,19 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from handbill.errors import InputError, RoundError
+from handbill.federation.metrics_page import metrics_page
 from handbill.federation.supervision import Children, run_until_stopped
 from handbill.generator.artifacts import check_tenant, load_public_key, utc_now
 from handbill.generator.base_models import resolve_base
 from handbill.server.certificates import make_certificates
+from handbill.server.metrics import server_figures
 from handbill.server.progress import Progress
 from handbill.server.records import Merchant
 from handbill.server.registry import open_registry
@@ -86,8 +90,16 @@ def revoke(home: Path, merchant: str) -> None:
         superlink.unregister(merchant)
 
 
-def run_server(home: Path, *, announce: Callable[[ServerSettings], None]) -> None:
-    """Run SuperLink and SuperExec in the foreground until SIGTERM or Ctrl-C."""
+def run_server(
+    home: Path, *, announce: Callable[[ServerSettings], None], metrics_port: int = 0
+) -> None:
+    """Run SuperLink and SuperExec in the foreground until SIGTERM or Ctrl-C.
+
+    Args:
+        home: The server's folder.
+        announce: Called once everything is up.
+        metrics_port: Where figures and health are shown on this machine; 0 shows none.
+    """
     settings = ServerSettings.load(home)
     superlink = SuperLink(home, settings)
     with Children(home / "logs") as children:
@@ -98,8 +110,16 @@ def run_server(home: Path, *, announce: Callable[[ServerSettings], None]) -> Non
         registry.database.close()
         for merchant in merchants:
             superlink.register(merchant.id, merchant.node_key)
-        announce(settings)
-        run_until_stopped(children)
+        with ExitStack() as stack:
+            if metrics_port:
+                page = metrics_page(
+                    metrics_port,
+                    figures=partial(server_figures, home),
+                    healthy=superlink.healthy,
+                )
+                stack.enter_context(page)
+            announce(settings)
+            run_until_stopped(children)
 
 
 def new_run_id() -> str:
