@@ -1,11 +1,14 @@
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from handbill.generator.adapters import (
     ALL_LINEAR,
@@ -25,8 +28,24 @@ from handbill.generator.artifacts import (
     write_channel,
 )
 from handbill.generator.base_models import BaseModel, load_base, make_tiny_base, resolve_base
+from handbill.serving.api import create_app
+from handbill.serving.config import ServingConfig
 from handbill.serving.engine import TorchEngine
+from handbill.serving.gateway import Gateway
+from handbill.serving.registry import Registry, Verifier
+from handbill.serving.repository import Repository
 from handbill.serving.sequences import Sampling, Sequence
+from handbill.serving.tenants import open_tenants
+
+BODIES = {
+    "/v1/chat/completions": {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 6,
+        "temperature": 0,
+    },
+    "/v1/completions": {"prompt": "Once", "max_tokens": 6, "temperature": 0},
+    "/v1/copy": {"title": "Oak desk lamp", "shopper": "reads at night", "max_tokens": 6},
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -163,3 +182,88 @@ def write() -> Callable[..., list[str]]:
         return asyncio.run(all_of_them())
 
     return run
+
+
+@dataclass
+class Listening:
+    """An engine that also remembers what it was asked."""
+
+    engine: TorchEngine
+    asked: list = field(default_factory=list)
+
+    def submit(self, sequence):
+        self.asked.append(sequence)
+        return self.engine.submit(sequence)
+
+    async def stats(self):
+        return await self.engine.stats()
+
+
+class Service:
+    """A gateway with two tenants of their own adapters and one on the global model."""
+
+    bodies = BODIES
+
+    def __init__(self, publisher, adapters, make_engine, tmp_path, **settings):
+        # The tiny model's tokens are bytes, so its prompts are long.
+        settings = {"max_tokens": 700, "max_prompt_tokens": 300, **settings}
+        self.config = ServingConfig(registry=publisher.root, state=tmp_path / "serving", **settings)
+        self.digests = {"": publisher.seal(adapters.folder(0), version=4)}
+        for number, tenant in ((1, "acme"), (2, "bolt")):
+            self.digests[tenant] = publisher.seal(adapters.folder(number), tenant, version=number)
+        for tenant, digest in self.digests.items():
+            publisher.point(tenant, digest)
+        verifier = Verifier(publisher.root, publisher.base)
+        self.engine = Listening(make_engine(load=verifier.adapter, context_tokens=1000))
+        self.tenants = open_tenants(self.config)
+        self.keys = {}
+        for tenant in ("acme", "bolt", "carl"):
+            self.tenants.add(tenant)
+            self.keys[tenant] = self.tenants.new_key(tenant).reveal()
+        self.tokenizer = AutoTokenizer.from_pretrained(publisher.base.path)
+        registry = Registry(verifier)
+        registry.refresh()
+        self.gateway = Gateway(
+            self.config,
+            engine=self.engine,
+            registry=registry,
+            tenants=self.tenants,
+            tokenizer=self.tokenizer,
+        )
+        self.app = create_app(self.gateway)
+
+    @asynccontextmanager
+    async def client(self, tenant="acme"):
+        headers = {"Authorization": f"Bearer {self.keys[tenant]}"} if tenant else {}
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://test", headers=headers
+        ) as client:
+            yield client
+
+    def send(self, method, path, *, tenant="acme", **how):
+        async def one():
+            async with self.client(tenant) as client:
+                return await client.request(method, path, **how)
+
+        return asyncio.run(one())
+
+    def post(self, path, body=None, **how):
+        return self.send("POST", path, json=BODIES[path] if body is None else body, **how)
+
+    def usage(self, tenant="acme"):
+        self.tenants._writer.submit(lambda: None).result()  # what was recorded is written now
+        return Repository(self.config.url).usage(tenant)
+
+
+@pytest.fixture
+def make_service(publisher, adapters, make_engine, tmp_path):
+    def make(**settings):
+        return Service(publisher, adapters, make_engine, tmp_path, **settings)
+
+    return make
+
+
+@pytest.fixture
+def service(make_service):
+    return make_service()
