@@ -34,6 +34,10 @@ def init(
     secure_aggregation: Annotated[
         bool, typer.Option(help="Give updates only to sums of 5 merchants or more that hide them.")
     ] = True,
+    invitation: Annotated[
+        str,
+        typer.Option(envvar="HANDBILL_INVITATION", help="From the operator; best by environment."),
+    ] = "",
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Set up a merchant: keys, policy, and the enrolment request for the operator."""
@@ -52,6 +56,7 @@ def init(
         threads=threads,
         epsilon=epsilon,
         secure_aggregation=secure_aggregation,
+        invitation=invitation,
     )
     typer.echo(f"policy (yours alone to change): {request.parent / 'policy.toml'}")
     typer.echo(f"give the operator: {request}")

@@ -22,6 +22,7 @@ from handbill.clients.metrics import client_figures, trainer_answers
 from handbill.clients.shop import load_shop
 from handbill.errors import InputError, MissingError
 from handbill.federation.flower import flower_environment, program
+from handbill.federation.invitation import invitation_key, prove
 from handbill.federation.metrics_page import metrics_page
 from handbill.federation.supervision import Children, run_until_stopped
 from handbill.generator.artifacts import load_or_create_key, public_pem
@@ -55,6 +56,7 @@ def init_merchant(
     threads: int = 0,
     epsilon: float = 8.0,
     secure_aggregation: bool = True,
+    invitation: str = "",
 ) -> Path:
     """Make a merchant's home: keys, settings, a policy fit for the shop's size.
 
@@ -70,6 +72,7 @@ def init_merchant(
         threads: CPU threads of the trainer; 0 leaves it to PyTorch.
         epsilon: The limit for everything this shop ever sends.
         secure_aggregation: Give updates only to sums that hide them.
+        invitation: From the operator; the request is proven with it and does not hold it.
 
     Returns:
         The enrolment request to hand to the operator: public keys only.
@@ -110,6 +113,8 @@ def init_merchant(
         "signing_key": public_pem(signing.public_key()).decode(),
         "node_key": _node_key(home / NODE_KEY),
     }
+    if invitation:
+        request["proof"] = prove(request, invitation_key(invitation))
     path = home / ENROLMENT_FILE
     path.write_text(json.dumps(request, indent=2) + "\n")
     return path

@@ -53,6 +53,23 @@ def enrol(
 
 
 @server_cli.command()
+def invite(
+    merchant: Annotated[str, typer.Argument(metavar="ID", help="The merchant's id.")],
+    *,
+    hours: Annotated[float, typer.Option(help="How long it is good for.")] = 24.0,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Make a one-time invitation for a merchant; it is printed once and not kept."""
+    from handbill.server.invitations import invite as make
+    from handbill.server.registry import open_registry
+
+    registry = open_registry(home / "server")
+    invitation = make(registry.database, merchant, hours=hours)
+    registry.database.close()
+    typer.echo(invitation)
+
+
+@server_cli.command()
 def revoke(
     merchant: Annotated[str, typer.Argument(metavar="ID", help="The merchant's id.")],
     *,

@@ -17,6 +17,7 @@ from handbill.federation.supervision import Children, run_until_stopped
 from handbill.generator.artifacts import check_tenant, load_public_key, utc_now
 from handbill.generator.base_models import resolve_base
 from handbill.server.certificates import make_certificates
+from handbill.server.invitations import redeem
 from handbill.server.metrics import server_figures
 from handbill.server.progress import Progress
 from handbill.server.records import Merchant
@@ -52,11 +53,16 @@ def init_server(home: Path, settings: ServerSettings) -> Path:
 def enrol(home: Path, request: Path) -> Merchant:
     """Put a merchant on the roster from its enrolment request.
 
-    Whoever hands over the request must be known by other means: the keys in it decide whose
-    updates count.
+    Whom the request is from must be known: by an invitation it was proven with, or by other means.
+    The keys in it decide whose updates count.
+
+    Raises:
+        InputError: Not an enrolment request.
+        PolicyError: An invitation is needed, or was said to be there, and is none.
     """
     try:
         asked = json.loads(request.read_text())
+        proof = asked.get("proof", "")
         merchant = Merchant(
             id=check_tenant(asked["id"]),
             name=str(asked["name"])[:120],
@@ -68,8 +74,12 @@ def enrol(home: Path, request: Path) -> Merchant:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{request}: not an enrolment request ({error})") from error
     registry = open_registry(home)
-    registry.enrol(merchant)
-    registry.database.close()
+    try:
+        if proof or ServerSettings.load(home).invitations:
+            redeem(registry.database, asked)
+        registry.enrol(merchant)
+    finally:
+        registry.database.close()
     superlink = SuperLink(home, ServerSettings.load(home))
     if superlink.healthy():
         superlink.register(merchant.id, merchant.node_key)

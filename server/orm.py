@@ -57,6 +57,16 @@ class RosterRow(Base):
     line: Mapped[str] = mapped_column(Text)
 
 
+class InvitationRow(Base):
+    """A one-time invitation to enrol; what was given out cannot be made from it."""
+
+    __tablename__ = "invitation"
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    merchant: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[str] = mapped_column(String(40))
+    used_at: Mapped[str] = mapped_column(String(40))
+
+
 class RunRow(Base):
     """One training run."""
 

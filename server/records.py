@@ -31,6 +31,16 @@ class Merchant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Invitation:
+    """A merchant may enrol once with what ``key`` was made from."""
+
+    key: str
+    merchant: str
+    expires_at: str
+    used_at: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One training run: a base model, a recipe and an adapter specification."""
 

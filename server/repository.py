@@ -22,6 +22,7 @@ from handbill.server.audit import AuditEntry, next_entry
 from handbill.server.database import migrate
 from handbill.server.records import (
     Artifact,
+    Invitation,
     Merchant,
     Publication,
     Round,
@@ -30,7 +31,9 @@ from handbill.server.records import (
     Stage,
 )
 
-Record = TypeVar("Record", Merchant, Run, Round, Receipt, Artifact, Publication, AuditEntry)
+Record = TypeVar(
+    "Record", Invitation, Merchant, Run, Round, Receipt, Artifact, Publication, AuditEntry
+)
 
 
 def _record(cls: Callable[..., Record], row: orm.Base) -> Record:
@@ -75,6 +78,29 @@ class MerchantRepository:
         """Add the next line of the log."""
         self._session.add(orm.RosterRow(number=number, line=line))
         self._session.flush()
+
+
+class InvitationRepository:
+    """Invitations to enrol."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, invitation: Invitation) -> None:
+        """Keep a new one."""
+        self._session.add(orm.InvitationRow(**asdict(invitation)))
+        self._session.flush()
+
+    def open_for(self, merchant: str) -> list[Invitation]:
+        """Return a merchant's that were not used yet, also those that have expired."""
+        row = orm.InvitationRow
+        query = select(row).where(row.merchant == merchant, row.used_at == "").order_by(row.key)
+        return [_record(Invitation, found) for found in self._session.scalars(query)]
+
+    def use(self, key: str, at: str) -> None:
+        """Mark one as used."""
+        row = self._session.get_one(orm.InvitationRow, key)
+        row.used_at = at
 
 
 class RoundRepository:
@@ -278,6 +304,7 @@ class UnitOfWork:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.merchants = MerchantRepository(session)
+        self.invitations = InvitationRepository(session)
         self.rounds = RoundRepository(session)
         self.artifacts = ArtifactRepository(session)
         self.channels = ChannelRepository(session)

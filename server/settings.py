@@ -59,6 +59,7 @@ class ServerSettings:
     Attributes:
         host: Where the SuperLink listens.
         base: Name of the base model (:func:`handbill.generator.base_models.resolve_base`).
+        invitations: Whether nobody enrols without a one-time invitation.
         min_reports: Fewer good reports than this, and a round is not committed.
         deadline_s: How long a round waits for reports.
         quarantine_after: A merchant that failed in so many committed rounds in a row is left out of
@@ -71,6 +72,7 @@ class ServerSettings:
     port: int = 18443
     base: str = "smollm2-135m"
     device: str = "cpu"
+    invitations: bool = False
     min_reports: int = 2
     deadline_s: float = 900.0
     quarantine_after: int = 3

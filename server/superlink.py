@@ -81,7 +81,7 @@ class SuperLink:
             ca = str(self.home / "certificates" / "ca.crt")
             context = ssl.create_default_context(cafile=ca)
             return httpx.get(url, verify=context, timeout=2.0).status_code < 500
-        except httpx.HTTPError:
+        except (httpx.HTTPError, FileNotFoundError):  # down, or never set up
             return False
 
     def register(self, merchant: str, node_key: str) -> int:
