@@ -8,14 +8,13 @@ from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from handbill.errors import ProtocolError
 from handbill.federation.sealed import read, seal, unseal
 from handbill.federation.secagg.masks import Words, add_mask, derive
 from handbill.federation.secagg.ring import Ring
-from handbill.federation.secagg.session import MIN_COHORT, Session, SessionKeys
+from handbill.federation.secagg.session import MIN_COHORT, Session, SessionKeys, agree
 from handbill.federation.secagg.sharing import SHARE_BYTES, split
 from handbill.generator.artifacts import canonical_json
 
@@ -72,6 +71,7 @@ class Participant:
         self._own: tuple[bytes, bytes]  # its shares of its own seed and masking key
         self._held: dict[str, tuple[bytes, bytes]] = {}  # of others'
         self._agreed: list[set[str]] = []
+        self._secrets: dict[str, bytes] = {}  # agreed with each other for encryption
 
     def share(self, request: bytes) -> bytes:
         """Check who takes part; give everybody a share of the own secrets, encrypted.
@@ -100,7 +100,7 @@ class Participant:
             if other == self._merchant:
                 self._own = seed, masking
                 continue
-            box = self._box(self._merchant, other, session.adverts[other].encryption_key())
+            box = self._box(self._merchant, other)
             ciphertexts[other] = base64.b64encode(box.encrypt(_NONCE, seed + masking, None))
         return canonical_json({"shares": {n: c.decode() for n, c in ciphertexts.items()}})
 
@@ -123,7 +123,7 @@ class Participant:
         if len(shares) + 1 < session.threshold:
             raise ProtocolError(f"shares of {len(shares) + 1} merchants: too few to unmask a sum")
         for other, text in shares.items():
-            box = self._box(other, self._merchant, session.adverts[other].encryption_key())
+            box = self._box(other, self._merchant)
             try:
                 opened = box.decrypt(_NONCE, base64.b64decode(text, validate=True), None)
             except (InvalidTag, ValueError) as error:
@@ -199,11 +199,15 @@ class Participant:
             )
         self._step = step
 
-    def _box(self, sender: str, receiver: str, other: X25519PublicKey) -> AESGCM:
-        """The cipher for one direction between two merchants of this session."""
-        own: X25519PrivateKey = self._keys.encryption
+    def _box(self, sender: str, receiver: str) -> AESGCM:
+        """The cipher for one direction between this merchant and another of the session."""
+        other = receiver if sender == self._merchant else sender
+        if other not in self._secrets:
+            public = self._session.adverts[other].encryption_key()
+            self._secrets[other] = agree(self._keys.encryption, public, other)
         use = f"share\0{sender}\0{receiver}"
-        return AESGCM(derive(own.exchange(other), transcript=self._session.transcript, use=use))
+        key = derive(self._secrets[other], transcript=self._session.transcript, use=use)
+        return AESGCM(key)
 
 
 def _texts(data: bytes, name: str) -> dict[str, str]:

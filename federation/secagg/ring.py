@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from handbill.errors import InputError, NonFiniteUpdateError, ProtocolError
 from handbill.federation.secagg.masks import KEY_BYTES, Words, keystream
 
+_BLOCK: Final = 1 << 14  # numbers
 MOST_PARTICIPANTS: Final = 256  # so many values of `value_bits` cannot overflow the ring
 
 
@@ -54,13 +55,16 @@ class Ring:
         """
         if not np.isfinite(values).all():
             raise NonFiniteUpdateError("the update holds NaN or infinity; nothing was sent")
-        scaled = values.astype(np.float64)
-        scaled += self.bound
-        scaled /= self.step
-        scaled += keystream(secrets.token_bytes(KEY_BYTES), values.size) * 2.0**-32
-        np.floor(scaled, out=scaled)
-        np.clip(scaled, 0, 2**self.value_bits - 1, out=scaled)
-        return scaled.astype(np.uint32)
+        words = keystream(secrets.token_bytes(KEY_BYTES), values.size)
+        top = 2.0**self.value_bits - 1
+        for start in range(0, values.size, _BLOCK):  # what fits the processor's cache
+            scaled = values[start : start + _BLOCK].astype(np.float64)
+            scaled += self.bound
+            scaled *= 1 / self.step
+            scaled += words[start : start + _BLOCK] * 2.0**-32
+            np.clip(scaled, 0, top, out=scaled)
+            words[start : start + _BLOCK] = scaled  # casting cuts the fraction off
+        return words
 
     def mean(self, total: Words, count: int) -> NDArray[np.float32]:
         """The mean of ``count`` encoded vectors, from their sum.

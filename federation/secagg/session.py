@@ -188,13 +188,25 @@ class Session:
         """
         for other in sorted(others - {merchant}):
             first, second = sorted((merchant, other))
-            secret = masking.exchange(self.adverts[other].masking_key())
+            secret = agree(masking, self.adverts[other].masking_key(), other)
             key = derive(secret, transcript=self.transcript, use=f"pair\0{first}\0{second}")
             yield key, 1 if merchant == first else -1
 
     def self_key(self, seed: bytes) -> bytes:
         """Key of a merchant's own mask."""
         return derive(seed, transcript=self.transcript, use="self")
+
+
+def agree(private: X25519PrivateKey, public: X25519PublicKey, merchant: str) -> bytes:
+    """The secret that a private key and a merchant's public key agree on.
+
+    Raises:
+        ProtocolError: The public key is one of the few with which everybody agrees on zero.
+    """
+    try:
+        return private.exchange(public)
+    except ValueError as error:
+        raise ProtocolError(f"the key that {merchant} advertised is of low order") from error
 
 
 def commitment(seed: bytes) -> str:

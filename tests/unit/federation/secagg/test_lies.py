@@ -249,6 +249,23 @@ def test_junk_is_refused_and_not_choked_on(open_session, junk):
         open_session().participants[ME].share(junk)
 
 
+@pytest.mark.parametrize("field", ["encryption", "masking"])
+def test_a_key_of_low_order_is_refused_by_name(open_session, field):
+    session = open_session()
+    body = unseal(session.advert(OTHER), "secagg/advert", session.roster[OTHER])
+    forged = seal("secagg/advert", body | {field: "00" * 32}, session.identities[OTHER]).decode()
+    request = changed(session.server.share_request(), "adverts", **named(OTHER, forged))
+    me = session.participants[ME]
+
+    def go_on():
+        me.share(request)
+        me._held = {OTHER: (b"", b"")}
+        list(me._session.pair_keys(ME, me._keys.masking, {OTHER}))
+
+    with pytest.raises(ProtocolError, match="shop-01 advertised is of low order"):
+        go_on()
+
+
 def test_keys_do_not_show_in_a_log(open_session):
     keys = open_session().keys[ME]
     assert repr(keys) == "SessionKeys()"
