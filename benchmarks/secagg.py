@@ -2,10 +2,11 @@
 
 ``python benchmarks/secagg.py`` takes about a quarter of an hour. All parties run one after another in
 this process: seconds of a client are those of one client, without any network. A tenth of the clients
-drop out after they shared their keys.
+drop out after they shared their keys. Finished sizes are kept in the result file.
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -145,11 +146,18 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, nargs="+", default=[1_000_000, 5_000_000])
     parser.add_argument("--results", type=Path, default=RESULT)
     asked = parser.parse_args()
-    table: list[dict[str, Any]] = []
+    old = json.loads(asked.results.read_text()) if asked.results.is_file() else {}
+    table: list[dict[str, Any]] = old.get("table", [])
     for d in asked.dimensions:
         for n in asked.clients:
-            table.append(compare(n, d))
-            print(table[-1], flush=True)
+            if not any((row["clients"], row["dimension"]) == (n, d) for row in table):
+                table.append(compare(n, d))
+                print(table[-1], flush=True)
+                save(asked.results, table)
+
+
+def save(path: Path, table: list[dict[str, Any]]) -> None:
+    """Write the result."""
     metrics: dict[str, float] = {}
     for row in table:
         place = f"n{row['clients']}.d{row['dimension']}"
@@ -165,7 +173,7 @@ def main() -> None:
     metrics["bytes_per_coordinate"] = max(row["bytes_per_coordinate"] for row in table)
     metrics["exact"] = float(all(row["exact"] for row in table))
     write_result(
-        asked.results,
+        path,
         command="python benchmarks/secagg.py",
         metrics=metrics,
         table=table,

@@ -61,8 +61,8 @@ class LocalGrid:
         stage = str(message.content.config_records[RECORD_KEY_CONFIGS][Key.STAGE])
         if node in self.dropped and stage == Stage.COLLECT_MASKED_VECTORS:
             return Message(Error(0, "dropped"), reply_to=message)
-        if self.only and stage == Stage.COLLECT_MASKED_VECTORS and len(self.masked) >= self.only:
-            return Message(self.sent, reply_to=message)
+        masks = stage == Stage.COLLECT_MASKED_VECTORS
+        copies = bool(self.only) and masks and len(self.masked) >= self.only
         # Serialising it for the network would copy it: the client mod takes the stage out.
         own = RecordDict(dict(message.content))
         own[RECORD_KEY_CONFIGS] = ConfigRecord(
@@ -70,17 +70,26 @@ class LocalGrid:
         )
         message.content = own
         started = time.perf_counter()
-        reply = secaggplus_mod(message, self.contexts[node], self._fit)
+        fit = self._fit_next_to_nothing if copies else self._fit
+        reply = secaggplus_mod(message, self.contexts[node], fit)
+        if copies:  # it has opened its shares, and sends what another has masked
+            return Message(self.sent, reply_to=message)
         self.client_s[node] = self.client_s.get(node, 0.0) + time.perf_counter() - started
-        if stage == Stage.COLLECT_MASKED_VECTORS:
+        if masks:
             masked = reply.content.config_records[RECORD_KEY_CONFIGS][Key.MASKED_PARAMETERS]
             self.bytes_up = sum(len(part) for part in masked)  # type: ignore[union-attr, arg-type, misc]
             self.sent = reply.content
             self.masked.add(node)
         return reply
 
+    def _fit_next_to_nothing(self, message: Message, context: Context) -> Message:
+        return self._answered(message, self.vectors[context.node_id][:1])
+
     def _fit(self, message: Message, context: Context) -> Message:
-        update = ndarrays_to_parameters([self.vectors[context.node_id]])
+        return self._answered(message, self.vectors[context.node_id])
+
+    def _answered(self, message: Message, vector: Vector) -> Message:
+        update = ndarrays_to_parameters([vector])
         result = FitRes(Status(Code.OK, ""), update, 1, {})
         return Message(compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
 
