@@ -173,6 +173,13 @@ def server_dies_at(point: str) -> Scenario:
     return play
 
 
+def spoiled(world: World, network: Network, spoil: Callable[[str, bytes], bytes | None]) -> None:
+    """A run whose messages a scenario spoils, to its end or until it gives up."""
+    world.spoil = spoil
+    with suppress(RoundError):
+        world.train(network)
+
+
 def merchants_die_at(point: str, count: int) -> Scenario:
     """Some merchants die at a fault point of the first round."""
 
@@ -186,9 +193,7 @@ def merchants_die_at(point: str, count: int) -> Scenario:
             with dying_at(point):
                 return world.handle(name, message)
 
-        world.spoil = spoil
-        with suppress(RoundError):
-            world.train(network)
+        spoiled(world, network, spoil)
 
     return play
 
@@ -205,9 +210,7 @@ def unreachable_at(phase: str, count: int) -> Scenario:
                 raise HandbillError("the network is down")
             return None
 
-        world.spoil = spoil
-        with suppress(RoundError):
-            world.train(network)
+        spoiled(world, network, spoil)
 
     return play
 

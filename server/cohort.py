@@ -20,13 +20,15 @@ WAIT_S: Final = 180.0
 class Cohort:
     """The merchants of a run, and which of them are there.
 
-    ``roster`` is read again before each attempt: who was revoked meanwhile is asked no more.
+    Roster and quarantine are looked up before each attempt (:meth:`wait`), not at each look: who was
+    revoked meanwhile is asked no more.
     """
 
     def __init__(self, transport: Transport, registry: Registry, settings: ServerSettings) -> None:
         """Ask ``transport`` who is there."""
         self._transport, self._registry, self._settings = transport, registry, settings
         self.roster: Roster = registry.roster()
+        self._away: set[str] = set()
         least = settings.min_reports
         secure = settings.secure_aggregation.enabled
         self._fewest = max(least, MIN_COHORT) if secure else least
@@ -47,9 +49,7 @@ class Cohort:
 
     def now(self) -> Mapping[str, Ed25519PublicKey]:
         """Whom the next round asks, with the key each signs with."""
-        with self._registry.database.begin() as uow:
-            away = quarantined(uow.rounds.all(), after=self._settings.quarantine_after)
-        online = set(self._transport.merchants()) - away
+        online = set(self._transport.merchants()) - self._away
         return {
             merchant: key for merchant, key in self.roster.members.items() if merchant in online
         }
@@ -61,6 +61,8 @@ class Cohort:
             RoundError: They did not come within :data:`WAIT_S`.
         """
         self.roster = self._registry.roster()
+        with self._registry.database.begin() as uow:
+            self._away = quarantined(uow.rounds.all(), after=self._settings.quarantine_after)
         enrolled = len(self.roster.members)
         until = time.monotonic() + WAIT_S
         while len(self.now()) < min(enrolled, self._fewest):
