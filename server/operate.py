@@ -168,6 +168,8 @@ def drive(
             facts, offset = progress.since(offset)
             for fact in facts:
                 on_event(fact)
+                if fact.get("run") != run:  # of another run, or of a reply
+                    continue
                 if fact["event"] in {"finished", "pinged"}:
                     return fact
                 if fact["event"] == "failed":

@@ -67,6 +67,15 @@ class InvitationRow(Base):
     used_at: Mapped[str] = mapped_column(String(40))
 
 
+class LeaseRow(Base):
+    """Which coordinator takes rounds; ``beat`` counts up while it lives."""
+
+    __tablename__ = "lease"
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(120))
+    beat: Mapped[int] = mapped_column(sa.BigInteger)
+
+
 class RunRow(Base):
     """One training run."""
 

@@ -41,6 +41,14 @@ class Invitation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Who holds a lease, and how often it has said so."""
+
+    holder: str
+    beat: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One training run: a base model, a recipe and an adapter specification."""
 

@@ -8,9 +8,9 @@ still holds when it is written.
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -22,6 +22,7 @@ from handbill.server.audit import AuditEntry, next_entry
 from handbill.server.database import migrate
 from handbill.server.records import (
     Artifact,
+    Held,
     Invitation,
     Merchant,
     Publication,
@@ -32,7 +33,7 @@ from handbill.server.records import (
 )
 
 Record = TypeVar(
-    "Record", Invitation, Merchant, Run, Round, Receipt, Artifact, Publication, AuditEntry
+    "Record", Held, Invitation, Merchant, Run, Round, Receipt, Artifact, Publication, AuditEntry
 )
 
 
@@ -103,11 +104,40 @@ class InvitationRepository:
         row.used_at = at
 
 
-class RoundRepository:
-    """Runs and their rounds."""
+class LeaseRepository:
+    """The lease of the coordinator that takes rounds."""
+
+    _NAME: Final = "rounds"
 
     def __init__(self, session: Session) -> None:
         self._session = session
+
+    def get(self) -> Held | None:
+        """Return who holds it, None if nobody does."""
+        row = self._session.get(orm.LeaseRow, self._NAME)
+        return None if row is None else _record(Held, row)
+
+    def put(self, holder: str) -> None:
+        """Give it to ``holder``, whoever had it."""
+        self._session.merge(orm.LeaseRow(name=self._NAME, holder=holder, beat=0))
+
+    def beat(self, holder: str) -> bool:
+        """Count up; returns whether ``holder`` still has it."""
+        row = orm.LeaseRow
+        query = update(row).where(row.name == self._NAME, row.holder == holder)
+        return bool(self._session.execute(query.values(beat=row.beat + 1)).rowcount)  # type: ignore[attr-defined]
+
+    def release(self, holder: str) -> None:
+        """Give it up, if ``holder`` has it."""
+        row = orm.LeaseRow
+        self._session.execute(delete(row).where(row.name == self._NAME, row.holder == holder))
+
+
+class RoundRepository:
+    """Runs and their rounds; where ``holder`` is given, only while it has the lease."""
+
+    def __init__(self, session: Session, holder: str = "") -> None:
+        self._session, self._holder = session, holder
 
     def start_run(self, run: Run) -> None:
         """Add a run."""
@@ -129,7 +159,13 @@ class RoundRepository:
         return [_record(Run, row) for row in self._session.scalars(query)]
 
     def open(self, run: str, number: int, stage: Stage, cohort: list[str]) -> Round:
-        """Add the next attempt at a round; RoundError if the round is committed already."""
+        """Add the next attempt at a round.
+
+        Raises:
+            RoundError: the round is committed already, another attempt at it is open, or another
+                coordinator took over.
+        """
+        self._fence()
         attempts = [r for r in self.all(run) if (r.number, r.stage) == (number, stage)]
         attempt = Round(
             run=run,
@@ -156,6 +192,7 @@ class RoundRepository:
             RoundError: the attempt is not open any more (another coordinator took over), or
                 the round has a committed attempt.
         """
+        self._fence()
         key = (attempt.run, attempt.number, attempt.stage, attempt.attempt)
         row = orm.RoundRow
         query = (
@@ -206,6 +243,14 @@ class RoundRepository:
         )
         found = self._session.scalars(query).first()
         return None if found is None else _record(Round, found)
+
+    def _fence(self) -> None:
+        held = LeaseRepository(self._session).get() if self._holder else None
+        if self._holder and (held is None or held.holder != self._holder):
+            raise RoundError(
+                f"another coordinator ({held.holder if held else 'gone by now'}) took over; the "
+                f"last committed round stands"
+            )
 
     def _run_row(self, run_id: str) -> orm.RunRow:
         row = self._session.get(orm.RunRow, run_id)
@@ -301,11 +346,12 @@ class AuditRepository:
 class UnitOfWork:
     """One transaction over all repositories."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, holder: str = "") -> None:
         self._session = session
         self.merchants = MerchantRepository(session)
         self.invitations = InvitationRepository(session)
-        self.rounds = RoundRepository(session)
+        self.leases = LeaseRepository(session)
+        self.rounds = RoundRepository(session, holder)
         self.artifacts = ArtifactRepository(session)
         self.channels = ChannelRepository(session)
         self.audit = AuditRepository(session)
@@ -327,7 +373,12 @@ class UnitOfWork:
 
 
 class Database:
-    """The operator's database at ``url``, migrated to the newest schema."""
+    """The operator's database at ``url``, migrated to the newest schema.
+
+    ``holder`` is set while this process has the lease of rounds (:mod:`handbill.server.lease`).
+    """
+
+    holder = ""
 
     def __init__(self, url: str) -> None:
         migrate(url)
@@ -335,7 +386,7 @@ class Database:
 
     def begin(self) -> UnitOfWork:
         """Start a unit of work; it waits for the one that is running."""
-        return UnitOfWork(Session(self._engine))
+        return UnitOfWork(Session(self._engine), self.holder)
 
     def close(self) -> None:
         """Close all connections."""

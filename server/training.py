@@ -37,6 +37,7 @@ from handbill.generator.base_models import BaseModel, resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.server.cards import model_card
 from handbill.server.cohort import Cohort
+from handbill.server.lease import Lease
 from handbill.server.optimizer_state import load_state, save_state
 from handbill.server.probe import probe_loss
 from handbill.server.progress import Progress
@@ -93,10 +94,15 @@ class Training:
 
         Raises:
             InputError: Sums are to be secure, and too few merchants are enrolled for one.
-            RoundError: A round could not be committed in :data:`ATTEMPTS` attempts.
+            RoundError: A round could not be committed in :data:`ATTEMPTS` attempts, or another
+                coordinator is at work or took over.
         """
         self._cohort.check_size()
-        self._registry.recover()
+        with Lease(self._registry.database):
+            self._registry.recover()
+            self._train(run, publish=publish)
+
+    def _train(self, run: str, *, publish: bool) -> None:
         self._start(run)
         recipe = self._settings.recipe
         stages: dict[RoundStage, int] = {"warmup": recipe.warmup_rounds, "global": recipe.rounds}

@@ -1,0 +1,93 @@
+"""One coordinator at a time: a lease in the database, without anybody's clock.
+
+The holder counts up in its row. Whoever else wants the lease watches that number for
+:data:`EXPIRES_S` of its own monotonic clock: if it stands still the holder is gone, and the lease
+is taken. A holder that was only slow finds out at its next transaction: no round is opened or
+closed any more under a holder that the row does not name (:class:`RoundRepository`), so the worst
+that a wrong guess costs is the attempt that was open.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from typing import Final, Self
+
+from handbill.errors import RoundError
+from handbill.server.orm import DatabaseError
+from handbill.server.repository import Database
+
+log = logging.getLogger(__name__)
+
+BEAT_S: Final = 2.0
+EXPIRES_S: Final = 12.0
+
+
+class Lease:
+    """The right to take rounds, while the ``with`` block runs."""
+
+    def __init__(
+        self, database: Database, *, beat_s: float = BEAT_S, expires_s: float = EXPIRES_S
+    ) -> None:
+        """Prepare; nothing is taken yet.
+
+        Args:
+            database: Whose rounds.
+            beat_s: How often the holder counts up.
+            expires_s: How long another's number must stand still.
+        """
+        self._database, self._beat_s, self._expires_s = database, beat_s, expires_s
+        self.holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Take the lease, waiting for one that nobody holds any more to expire.
+
+        Raises:
+            RoundError: Another coordinator is alive.
+        """
+        self._take()
+        self._database.holder = self.holder
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._database.holder = ""
+        with self._database.begin() as uow:
+            uow.leases.release(self.holder)
+            uow.commit()
+
+    def _take(self) -> None:
+        seen, until = None, time.monotonic() + self._expires_s
+        while True:
+            with self._database.begin() as uow:
+                now = uow.leases.get()
+                if now is None or (now == seen and time.monotonic() >= until):
+                    uow.leases.put(self.holder)
+                    uow.commit()
+                    return
+            if seen is not None and now != seen:
+                raise RoundError(
+                    f"another coordinator ({now.holder}) is taking rounds with this database; wait "
+                    f"until it is done, or stop it"
+                )
+            seen = now
+            time.sleep(self._beat_s / 4)
+
+    def _beat(self) -> None:
+        while not self._done.wait(self._beat_s):
+            try:
+                with self._database.begin() as uow:
+                    held = uow.leases.beat(self.holder)
+                    uow.commit()
+            except DatabaseError:
+                log.exception("lease_beat_failed")  # the database may come back in time
+                continue
+            if not held:
+                log.error("lease_lost", extra={"holder": self.holder})
+                return
