@@ -66,6 +66,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/python benchmarks/aggregation.py
 	@$(BIN)/python benchmarks/robust.py
 	@$(BIN)/python benchmarks/faults.py
+	@$(BIN)/python benchmarks/round_overhead.py
 	@$(BIN)/python benchmarks/dp_training.py
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_training.py --recipe $(DATA),true)
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_utility.py --data $(DATA),true)

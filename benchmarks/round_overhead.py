@@ -1,12 +1,13 @@
 """What a round costs beside training: Flower's own loops and ours, over the same processes.
 
-``python benchmarks/round_overhead.py`` takes about half an hour: one SuperLink with TLS, real
-SuperNodes with the same keys in every arm, an update of the same size. Flower's nodes train
-nothing; ours take one private step on a tiny random model, which is counted against them.
+``python benchmarks/round_overhead.py`` takes about half an hour: one SuperLink with TLS, node keys
+that are the same in every arm, an update of the same size. Flower's nodes train nothing; ours take
+one private step on a tiny random model, which is counted against them.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -56,8 +57,9 @@ NOTES: Final = (
     "every arm on the same SuperLink (TLS, node keys), one after the other. FedAvg's default round "
     "trains and evaluates; fedavg_train_only has no evaluation. Nodes of Flower's arms send back "
     "what they were sent. Ours take a private step on a tiny model and the server probes and "
-    "commits the result: all of it is in their seconds. protocol: CPU seconds of a trainer (of "
-    "the server's process) in a secure round beyond those in a plain one."
+    "commits the result: all of it is in their seconds. trainer_cpu_s and server_cpu_s: processor "
+    "seconds of a merchant's trainer and of the server's process in one round, training and probe "
+    "included; of the secure rounds they bound what the protocol costs beside Flower's messages."
 )
 
 
@@ -159,7 +161,8 @@ def flower(world: World, name: str, **config: Any) -> Arm:
                     *("--auth-supernode-private-key", str(world.shop(shop) / NODE_KEY)),
                     *("--host", "127.0.0.1", "--port", str(world.settings.port + 1 + number)),
                 ],
-                flower_environment(world.home / f"{name}-nodes" / shop),
+                # It starts flower-superexec by name.
+                flower_environment(world.home / f"{name}-nodes" / shop) | {"PATH": _path()},
             )
         nodes.wait_for(
             lambda: link.online() >= set(world.shops), "every node was there", timeout_s=180
@@ -233,27 +236,22 @@ def measure(world: World, rounds: int) -> dict[str, Arm]:
 def metrics_of(arms: Mapping[str, Arm], rounds: int) -> dict[str, float]:
     """Medians, and ours as a share of Flower's."""
     seconds = {name: statistics.median(arm.rounds()) for name, arm in arms.items()}
-    plain, secure = arms["plain"], arms["secure"]
-    client = [b - a for a, b in zip(plain.trainers_s, secure.trainers_s, strict=True)]
-    server = [_each(secure.server_s), _each(plain.server_s)]
     found = {f"round_s.{name}": value for name, value in seconds.items()}
     found["ratio_vs_flower"] = seconds["plain"] / seconds["fedavg"]
     found["ratio_vs_flower_train_only"] = seconds["plain"] / seconds["fedavg_train_only"]
     found["secure_ratio_vs_secaggplus"] = seconds["secure"] / seconds["secaggplus"]
     found["secure_ratio_vs_flower"] = seconds["secure"] / seconds["fedavg"]
-    found["protocol_client_cpu_s"] = statistics.median(client) / rounds
-    found["protocol_server_cpu_s"] = server[0] - server[1]
+    for name in ("plain", "secure"):
+        used = arms[name]
+        found[f"trainer_cpu_s.{name}"] = statistics.median(used.trainers_s) / rounds
+        found[f"server_cpu_s.{name}"] = statistics.median(b - a for a, b in pairwise(used.server_s))
     return {name: round(value, 3) for name, value in found.items()}
-
-
-def _each(totals: list[float]) -> float:
-    return statistics.median(b - a for a, b in pairwise(totals))
 
 
 def _submit(link: SuperLink, app: Path) -> int:
     done = subprocess.run(
         [program("flwr"), "run", str(app), CONNECTION, "--format", "json"],
-        env={**QUIET, **flower_environment(link.folder)},
+        env={**os.environ, **QUIET, **flower_environment(link.folder)},
         capture_output=True,
         text=True,
         check=False,
@@ -262,6 +260,10 @@ def _submit(link: SuperLink, app: Path) -> int:
     if "run-id" not in answer:
         raise RuntimeError(f"flwr run: {done.stdout[-500:]} {done.stderr[-500:]}")
     return int(answer["run-id"])
+
+
+def _path() -> str:
+    return f"{Path(program('flwr')).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def _ended(times: Path, rounds: int) -> bool:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from handbill.errors import ProtocolError
+from handbill.federation.compression import compress, expand, shapes_of
 from handbill.federation.messages import AuditHead, Instruction, Receipt
 from handbill.generator.adapters import Tensors
 from handbill.generator.artifacts import sync_to_disk, write_durably
@@ -98,6 +99,21 @@ class Journal:
             for path in self._kept()
             if _metadata(path) == {"run": run, "stage": "global"}
         ]
+
+    def round_off(self, run: str, update: Tensors) -> Tensors:
+        """Round an update to what eight bits can say, as it will be sent.
+
+        What earlier rounds' rounding took off is added first, and what this one takes off is kept
+        for the next (:mod:`handbill.federation.compression`).
+        """
+        path = self._folder / "rounding"
+        if path.is_file() and _metadata(path) == {"run": run}:
+            owed = load_file(path)
+            update = {name: value + owed[name] for name, value in update.items()}
+        sent = expand(compress(update), shapes_of(update))
+        left = {name: update[name] - sent[name] for name in update}
+        write_durably(path, save(left, metadata={"run": run}))
+        return sent
 
     def keep_head(self, head: str) -> None:
         """Remember the ledger's last row: an older ledger will not be taken for the newest."""

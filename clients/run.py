@@ -21,7 +21,7 @@ from handbill.clients.merchant import CA_FILE, NODE_KEY, SERVER_KEY, SIGNING_KEY
 from handbill.clients.metrics import client_figures, trainer_answers
 from handbill.clients.shop import load_shop
 from handbill.errors import InputError, MissingError
-from handbill.federation.flower import flower_environment, program
+from handbill.federation.flower import flower_environment
 from handbill.federation.invitation import invitation_key, prove
 from handbill.federation.metrics_page import metrics_page
 from handbill.federation.supervision import Children, run_until_stopped
@@ -163,7 +163,7 @@ def _start_flower(children: Children, home: Path, merchant: Merchant, *, cold: b
     children.start(
         "supernode",
         [
-            program("flower-supernode"),
+            *(sys.executable, "-m", "handbill.clients.supernode"),
             *("--superlink", merchant.server),
             *("--root-certificates", str(home / CA_FILE)),
             *("--auth-supernode-private-key", str(home / NODE_KEY)),
@@ -175,29 +175,14 @@ def _start_flower(children: Children, home: Path, merchant: Merchant, *, cold: b
     children.wait_for(lambda: _listens(host, int(port)), "the SuperNode was up", timeout_s=60)
     children.start(
         "superexec",
-        [
-            program("flower-superexec"),
-            *("--runtime-api-address", runtime, "--insecure"),  # loopback, within this host
-            *("--superexec-auth-secret-file", str(secret)),
-        ],
+        [sys.executable, "-m", "handbill.clients.executor", runtime, str(secret)],
         {
             **environment,
-            "PATH": str(_own_programs(folder)),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             HOME_VARIABLE: str(home),
             COLD_VARIABLE: "1" if cold else "0",
         },
     )
-
-
-def _own_programs(folder: Path) -> Path:
-    """A folder that is the SuperExec's whole PATH: our ``flwr-clientapp`` and nothing else."""
-    programs = folder / "bin"
-    programs.mkdir(exist_ok=True)
-    launcher = programs / "flwr-clientapp"
-    launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m handbill.clients.launcher "$@"\n')
-    launcher.chmod(0o700)
-    return programs
 
 
 def _node_key(path: Path) -> str:

@@ -33,6 +33,7 @@ from handbill.clients.secure_sums import SecureSums
 from handbill.clients.shop import ShopData, load_shop, split_users
 from handbill.clients.warmup import plain_step
 from handbill.errors import InputError, NonFiniteUpdateError, PolicyError, ProtocolError
+from handbill.federation.compression import compress
 from handbill.federation.messages import (
     Instruction,
     Recipe,
@@ -171,6 +172,8 @@ class Trainer:
                 update = self._warm_up(asked, weights)
             else:
                 update = self._train(asked, weights, rate)
+            if asked.compressed:
+                update = self._journal.round_off(asked.run, update)
             faultpoint("trainer.after_training")
             self._journal.keep(asked, update)
             faultpoint("trainer.kept")
@@ -180,7 +183,8 @@ class Trainer:
             privacy = {"merchant": self.merchant.id, **spent}
         if asked.phase == "share":
             self._sums.put(update)
-        report = self._report(asked, content or update, privacy)
+        content = content or (compress(update) if asked.compressed else update)
+        report = self._report(asked, content, privacy)
         faultpoint("trainer.before_send")
         return report
 

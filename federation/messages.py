@@ -30,6 +30,7 @@ Stage = Literal["warmup", "global", "personal", "ping"]
 PaidStage = Literal["global", "personal"]
 # "train" is a whole round for whoever may see a single update; the others are one securely summed.
 Phase = Literal["train", "advertise", "share", "mask", "agree", "unmask"]
+Compression = Literal["none", "int8"]
 
 MESSAGE_LABEL: Final = b"handbill/v1/message\0"
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
@@ -170,6 +171,7 @@ class Instruction:
         expires_at: Unix time after which it is not followed; 0 never expires.
         phase: What is asked for now, where the round takes several messages.
         ring: How updates are encoded to be summed securely; None where they are not.
+        compression: How an update that is not summed securely is packed.
     """
 
     merchant: str
@@ -186,17 +188,25 @@ class Instruction:
     expires_at: float = 0.0
     phase: Phase = "train"
     ring: Ring | None = None
+    compression: Compression = "none"
 
     def __post_init__(self) -> None:
         if self.stage not in get_args(Stage) or self.phase not in get_args(Phase):
             raise ProtocolError("instruction: unknown stage or phase")
         if (self.phase == "train") != (self.ring is None):
             raise ProtocolError("instruction: a secure sum needs a ring, and only such a sum")
+        if self.compression not in get_args(Compression) or (self.ring and self.compressed):
+            raise ProtocolError("instruction: such a compression cannot be followed here")
         for name, kind in (("run", str), ("round", int), ("attempt", int), ("parent", str)):
             if type(getattr(self, name)) is not kind:
                 raise ProtocolError(f"instruction: {name} is not of type {kind.__name__}")
         if type(self.expires_at) not in {int, float} or not 0 <= self.expires_at < 1e12:
             raise ProtocolError("instruction: expires_at is not a time")
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the update is to be packed in eight bits a number."""
+        return self.compression == "int8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

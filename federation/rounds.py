@@ -8,13 +8,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from handbill.errors import HandbillError, InputError, ProtocolError, RoundError
 from handbill.federation.messages import (
     AuditHead,
+    Compression,
     Instruction,
     Phase,
     Receipt,
@@ -32,6 +33,7 @@ from handbill.generator.adapters import AdapterSpec, Tensors
 log = logging.getLogger(__name__)
 
 Fold = Callable[[Report, Tensors], None]
+_TRAINING: Final = ("train", "share")  # phases in which merchants are given time to train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class RoundPlan:
         min_reports: Below so many good reports the round is not committed.
         deadline_s: Reports that come later do not count.
         ring: How updates are encoded, where only their sum may be learnt.
+        compression: How they are packed, where each may be seen.
+        enough_reports: So many good reports, and nobody is waited for any more; 0 waits for all.
     """
 
     run: str
@@ -61,6 +65,8 @@ class RoundPlan:
     audit: AuditHead | None = None
     deadline_s: float = 600.0
     ring: Ring | None = None
+    compression: Compression = "none"
+    enough_reports: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_reports <= len(self.cohort):
@@ -132,8 +138,10 @@ class Exchange:
             message = sign(asked, tensors, self._key).to_bytes()
             self.outcome.bytes_down += len(message)
             self._transport.send(merchant, message)
-        waiting, good = set(content), set()
-        while waiting and (left := until - time.monotonic()) > 0:
+        waiting, good = set(content), set[str]()
+        trains = phase in _TRAINING
+        enough = (trains and self._plan.enough_reports) or len(content)
+        while waiting and len(good) < enough and (left := until - time.monotonic()) > 0:
             reply = self._transport.receive(left)
             if reply is None:
                 break
@@ -145,11 +153,12 @@ class Exchange:
                 self._fail(reply.merchant, error)
             else:
                 good.add(reply.merchant)
-                if self._on_reply and phase in {"train", "share"}:
+                if self._on_reply and trains:
                     self._on_reply(reply.merchant, "")
         self._transport.forget()
         for merchant in sorted(waiting):
-            self._fail(merchant, f"no report within {deadline_s:.0f} s")
+            late = f"no report within {deadline_s:.0f} s"
+            self._fail(merchant, late if len(good) < enough else f"{enough} others were enough")
         return good
 
     def close(self, reporters: Sequence[str]) -> RoundOutcome:
@@ -248,4 +257,5 @@ def instruction(plan: RoundPlan, merchant: str, phase: Phase = "train") -> Instr
         audit=plan.audit,
         phase=phase,
         ring=plan.ring,
+        compression=plan.compression,
     )

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, get_args
 
 from handbill.errors import InputError
 from handbill.federation.aggregation import ServerOptimizer
-from handbill.federation.messages import Recipe
+from handbill.federation.messages import Compression, Recipe
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.settings_file import load_settings, save_settings
@@ -61,6 +61,10 @@ class ServerSettings:
         base: Name of the base model (:func:`handbill.generator.base_models.resolve_base`).
         invitations: Whether nobody enrols without a one-time invitation.
         min_reports: Fewer good reports than this, and a round is not committed.
+        enough_reports: With so many good reports a round of the global adapter waits for no more;
+            0 waits for everybody until the deadline.
+        compression: Of updates that are not summed securely: ``none``, or ``int8``, a quarter of
+            the size.
         deadline_s: How long a round waits for reports.
         quarantine_after: A merchant that failed in so many committed rounds in a row is left out of
             as many; 0 waits for everybody always.
@@ -74,6 +78,8 @@ class ServerSettings:
     device: str = "cpu"
     invitations: bool = False
     min_reports: int = 2
+    enough_reports: int = 0
+    compression: Compression = "none"
     deadline_s: float = 900.0
     quarantine_after: int = 3
     max_update_norm: float = 1e3
@@ -89,6 +95,16 @@ class ServerSettings:
         if self.quarantine_after < 0:
             raise InputError(
                 f"{SETTINGS_FILE}: quarantine_after={self.quarantine_after} is negative"
+            )
+        if self.enough_reports and self.enough_reports < self.min_reports:
+            raise InputError(
+                f"{SETTINGS_FILE}: enough_reports={self.enough_reports} is below "
+                f"min_reports={self.min_reports}; 0 waits for everybody"
+            )
+        if self.compression not in get_args(Compression):
+            raise InputError(
+                f"{SETTINGS_FILE}: compression={self.compression!r}: "
+                f"{' or '.join(get_args(Compression))}"
             )
         if self.min_reports < 1:
             raise InputError(f"{SETTINGS_FILE}: min_reports={self.min_reports} must be at least 1")

@@ -165,6 +165,10 @@ class Training:
         parent: str = "",
         ring: Ring | None = None,
     ) -> RoundPlan:
+        shared = stage in {
+            "warmup",
+            "global",
+        }  # by all: what a shop trains for itself is not hurried
         return RoundPlan(
             run=run,
             round=number,
@@ -178,6 +182,8 @@ class Training:
             receipts=self._registry.receipts(),
             audit=self._registry.audit_head(),
             min_reports=self._settings.min_reports,
+            enough_reports=self._settings.enough_reports if shared else 0,
+            compression=self._settings.compression if shared and ring is None else "none",
             deadline_s=self._settings.deadline_s,
             ring=ring,
         )

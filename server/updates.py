@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.federation.aggregation import MeanAccumulator, Shapes, robust_mean
+from handbill.federation.compression import expand
 from handbill.federation.messages import Report
 from handbill.federation.roster import Roster
 from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
@@ -73,7 +74,7 @@ class Updates:
 
         def add(report: Report, update: Tensors) -> None:
             del report  # every merchant weighs the same
-            total.add(update)
+            total.add(expand(update, self._shapes) if plan.compression == "int8" else update)
 
         outcome = run_round(
             self._transport, plan, weights, key=self._key, fold=add, on_reply=on_reply

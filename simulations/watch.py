@@ -15,10 +15,10 @@ _EVERY_S: Final = 1.0  # a look over thirty processes takes some 50 ms
 # What a process is called in the report, by a word of its command line; first match wins.
 _NAMES: Final = (
     ("handbill.clients.daemon", "trainer"),
-    ("handbill.clients.launcher", "client app"),
+    ("handbill.clients.executor", "client app"),
     ("flwr-serverapp", "server app"),
     ("flower-superlink", "SuperLink"),
-    ("flower-supernode", "SuperNode"),
+    ("handbill.clients.supernode", "SuperNode"),
     ("flower-superexec", "SuperExec"),
     ("EngineReplica", "serving engine"),
     ("Engine", "serving engine"),

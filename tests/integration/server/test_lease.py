@@ -118,9 +118,9 @@ def test_a_lease_that_was_given_back_is_free_at_once(database):
 
 
 def test_without_its_row_nothing_is_opened(database):
-    with Lease(database, beat_s=60.0) as lease, pytest.raises(RoundError, match="gone by now"):
+    with Lease(database, beat_s=60.0) as lease:
         with database.begin() as uow:
             uow.leases.release(lease.holder)
             uow.commit()
-        with database.begin() as uow:
+        with database.begin() as uow, pytest.raises(RoundError, match="gone by now"):
             uow.rounds.open("run", 1, "global", ["shop-a"])

@@ -246,3 +246,20 @@ def test_just_enough_good_reports_are_enough():
 def test_a_round_nobody_could_complete_is_not_planned(least):
     with pytest.raises(InputError, match="min_reports"):
         replace(plan(), min_reports=least)
+
+
+def test_a_round_waits_for_no_more_than_are_enough():
+    asked, seen = merchants(), []
+    outcome, total = take(
+        InProcessTransport(asked), enough_reports=3, on_reply=lambda *fact: seen.append(fact)
+    )
+    assert outcome.reporters == ["ann", "bob", "cem"]
+    assert total.count == 3
+    assert outcome.failures == {"dee": "3 others were enough"}
+    assert seen[-1] == ("dee", "3 others were enough")
+
+
+def test_those_who_fail_are_none_of_the_enough():
+    outcome, _ = take(InProcessTransport(merchants(ann=refuses)), enough_reports=3)
+    assert outcome.reporters == ["bob", "cem", "dee"]
+    assert outcome.failures == {"ann": "my policy says no"}

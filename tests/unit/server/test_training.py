@@ -309,3 +309,27 @@ def test_a_warm_up_comes_first_and_the_private_rounds_begin_with_it(make):
     assert cut.registry.receipts() == {}  # nothing is paid yet
     cut.train(recipe=recipe)
     assert all(np.array_equal(v, cut.weights(2)[n]) for n, v in one.weights(2).items())
+
+
+def test_updates_in_eight_bits_take_a_quarter_of_the_way_and_end_close(make):
+    whole, packed = make("whole"), make("packed")
+    whole.train()
+    packed.train(compression="int8")
+    assert [r.number for r in packed.rounds()] == [1, 2, 3]
+    up = [sum(r.bytes_up for r in one.rounds()) for one in (whole, packed)]
+    headers = 3 * 3 * 4096  # the tiny adapter is hardly larger than its signed header
+    assert up[1] < up[0]
+    assert up[1] - headers < 0.5 * up[0]
+    moved = [one.weights(3) for one in (whole, packed)]
+    distance = sum(np.square(moved[0][n] - moved[1][n]).sum() for n in moved[0])
+    assert 0 < distance < 0.02 * sum(np.square(value).sum() for value in moved[0].values())
+
+
+def test_a_packed_run_goes_on_after_a_crash_to_the_very_same_weights(make):
+    whole, broken = make("whole"), make("broken")
+    whole.train(compression="int8")
+    broken.cable.cut_after = 4
+    with pytest.raises(broken.power_cut):
+        broken.train(compression="int8")
+    broken.train()
+    assert same(whole.weights(3), broken.weights(3))
