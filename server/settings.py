@@ -70,6 +70,8 @@ class ServerSettings:
             as many; 0 waits for everybody always.
         max_update_norm: A report with a larger update is refused.
         gate_nats: A round that makes the loss on the probe texts rise by more is not committed.
+        tensorboard: Write the curves of each run below ``tensorboard/`` in the server's home.
+        mlflow: Tracking URI of an MLflow that gets the same curves; empty for none.
     """
 
     host: str = "127.0.0.1"
@@ -84,6 +86,8 @@ class ServerSettings:
     quarantine_after: int = 3
     max_update_norm: float = 1e3
     gate_nats: float = 2.0
+    tensorboard: bool = True
+    mlflow: str = ""
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     recipe: Recipe = field(default_factory=Recipe)
     optimizer: ServerOptimizer = field(default_factory=lambda: ServerOptimizer(learning_rate=3e-2))

@@ -45,6 +45,7 @@ from handbill.server.records import Round, Run
 from handbill.server.records import Stage as RoundStage
 from handbill.server.registry import PUBLISHER_KEY, Registry
 from handbill.server.settings import ServerSettings
+from handbill.server.tracking import Trackers
 from handbill.server.updates import Updates
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Training:
         self._shapes = trained_shapes(self.spec, self.base)
         self._updates = Updates(transport, settings, key=self._key, shapes=self._shapes)
         self._cohort = Cohort(transport, registry, settings)
+        self._trackers = Trackers(home, settings)
 
     def train(self, run: str, *, publish: bool) -> None:
         """Take a run to its end, from wherever it stands.
@@ -319,7 +321,7 @@ class Training:
         outcome: RoundOutcome,
         metrics: dict[str, float],
     ) -> None:
-        self._registry.commit_round(
+        committed = self._registry.commit_round(
             attempt,
             folder=folder,
             parent=parent,
@@ -341,6 +343,7 @@ class Training:
             failures=outcome.failures,
             **metrics,
         )
+        self._trackers.show(committed)
 
     def _card(self, attempt: Round, **facts: Any) -> str:
         return model_card(self.base, self.spec, attempt, **facts)
