@@ -76,7 +76,7 @@ class Budget:
                 f"{self._path}: lacks the head {receipt.head} that the server committed after "
                 f"{receipt.stage} round {receipt.round} of run {receipt.run}: an older ledger was "
                 f"brought back, or the receipt is untrue. Nothing was spent. Bring back the newest "
-                f"copy; if it is lost for good, see lost_ledger_head in docs/operations.md"
+                f"copy; if it is lost for good, see lost_ledger_head in docs/runbook.md"
             )
         self._journal.keep_receipt(receipt)
 

@@ -129,6 +129,45 @@ def status(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOM
 
 
 @client_cli.command()
+def policy(
+    *,
+    shop: Shop = "",
+    pin: Annotated[
+        bool,
+        typer.Option("--pin", help="Allow no other handbill and base model than those of now."),
+    ] = False,
+    as_json: AsJson = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Show what this shop allows, whatever the server asks, and check it against what is installed."""
+    from dataclasses import asdict, replace
+
+    from handbill.clients.merchant import POLICY_FILE, Merchant, Policy
+    from handbill.generator.base_models import resolve_base
+    from handbill.privacy.software import package_digest
+
+    folder = merchant_folder(home, shop)
+    allowed = Policy.load(folder)
+    installed = {
+        "software": package_digest(),
+        "base": resolve_base(Merchant.load(folder).base).digest,
+    }
+    if pin:
+        allowed = replace(allowed, software=installed["software"], base=installed["base"])
+        allowed.save(folder)
+    if as_json:
+        typer.echo(json.dumps({"policy": asdict(allowed), "installed": installed}, indent=2))
+    else:
+        table = Table("", "allowed", title=str(folder / POLICY_FILE), title_justify="left")
+        for name, value in asdict(allowed).items():
+            table.add_row(name, str(value) or "anything")
+        Console().print(table)
+        if pin:
+            typer.echo("a running trainer reads it when it is started again")
+    allowed.check_installed(**installed)
+
+
+@client_cli.command()
 def roster(*, shop: Shop = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
     """Show who may be in a sum with this shop, as the operator's signed log says.
 

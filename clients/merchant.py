@@ -85,6 +85,8 @@ class Policy:
         secure_aggregation: Give updates only to sums that hide them (protocol SA-1). Saying false
             lets the operator see this shop's noisy updates one by one.
         min_cohort: Fewest merchants in such a sum, 5 or more.
+        software: Digest of the only handbill that may train here; empty allows what is installed.
+        base: Digest of the only base model that may be trained; empty allows the one on this machine.
         lost_ledger_head: The head of a ledger that is lost for good: that the ledger of now does
             not hold it stops training no more.
     """
@@ -102,6 +104,8 @@ class Policy:
     catalogue: bool = True
     secure_aggregation: bool = True
     min_cohort: int = MIN_COHORT
+    software: str = ""
+    base: str = ""
     lost_ledger_head: str = ""
 
     def __post_init__(self) -> None:
@@ -130,6 +134,12 @@ class Policy:
             )
         if not re.fullmatch(r"([0-9a-f]{64})?", self.lost_ledger_head):
             raise InputError(f"{POLICY_FILE}: lost_ledger_head is not a head of 64 hex digits")
+        for name in ("software", "base"):
+            if not re.fullmatch(r"(sha256:[0-9a-f]{64})?", getattr(self, name)):
+                raise InputError(
+                    f"{POLICY_FILE}: {name} is not sha256: and 64 hex digits; `handbill client "
+                    f"policy --pin` writes what is installed"
+                )
         if not 0 < self.held_out < 1:
             raise InputError(f"{POLICY_FILE}: held_out={self.held_out} not in (0, 1)")
 
@@ -150,6 +160,19 @@ class Policy:
         step = 10 ** max(0, len(str(trained)) - 2)  # two digits are enough to be known
         public = trained // step * step
         return replace(policy, users=public, delta=default_delta(public))
+
+    def check_installed(self, *, software: str, base: str) -> None:
+        """Refuse to train with another handbill or base model than the ones this policy names.
+
+        Raises:
+            PolicyError: Naming what is installed.
+        """
+        for name, installed in (("software", software), ("base", base)):
+            if getattr(self, name) not in {"", installed}:
+                raise PolicyError(
+                    f"{POLICY_FILE}: {name} allows {getattr(self, name)}, and {installed} is "
+                    f"installed. Find out what changed; `handbill client policy --pin` allows it"
+                )
 
     def check(self, asked: Instruction, *, base_digest: str) -> float:
         """Refuse an instruction this policy does not allow.

@@ -52,6 +52,7 @@ from handbill.generator.prompts import CopyRequest, EncodedExample, Example, enc
 from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.faults import faultpoint
 from handbill.privacy.noise import Noise, SecureNoise
+from handbill.privacy.software import package_digest
 from handbill.privacy.training import StepPlan, take_private_steps
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class Trainer:
         )
         self._answered = "", b""  # the last message of a secure sum and what was said to it
         self._base = resolve_base(self.merchant.base)
+        self.policy.check_installed(software=package_digest(), base=self._base.digest)
         self._model = model
         self._encoded: dict[Example, EncodedExample] = {}
         self.users = ShopUsers.of(_load(self.merchant), held_out=self.policy.held_out)

@@ -1,12 +1,15 @@
 """Which software computed and drew: versions, and digests that two machines can compare."""
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
+
+import handbill
 
 _PACKAGES: Final = ("handbill", "opacus", "torch", "numpy", "scipy", "randomgen")
 _HERE: Final = "handbill"
@@ -32,6 +35,26 @@ def digests() -> dict[str, str]:
         name: _of_this_room() if name == _HERE else _of_wheel(found)
         for name, found in _installed().items()
     }
+
+
+@cache
+def package_digest() -> str:
+    """Return ``sha256:...`` of every file of the handbill package as it lies on the disk now.
+
+    Equal where the same handbill is installed: code, settings and templates, whatever Python has
+    compiled from them.
+    """
+    root = Path(handbill.__file__).parent
+    files = [
+        Path(folder) / name
+        for folder, _, names in os.walk(root, followlinks=True)  # rooms of a checkout are links
+        for name in names
+        if not name.endswith(".pyc")
+    ]
+    return _digest(
+        f"{file.relative_to(root).as_posix()} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+        for file in sorted(files)
+    )
 
 
 def _installed() -> dict[str, Distribution]:

@@ -97,6 +97,30 @@ def roster(*, home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
         Console().print(as_table(found))
 
 
+@server_cli.command()
+def renew(*, home: Home = DEFAULT_HOME) -> None:
+    """Issue a new server certificate from the federation's own authority; merchants keep their kit."""
+    from handbill.server.certificates import renew_certificate
+    from handbill.server.settings import ServerSettings
+
+    folder = home / "server"
+    host = ServerSettings.load(folder).host
+    expires = renew_certificate(folder / "certificates", host=host)
+    typer.echo(f"good until {expires:%Y-%m-%d}; start `handbill server run` again to use it")
+
+
+@server_cli.command()
+def status(*, home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:
+    """Show whether the server answers, who is connected, what is trained and what is served."""
+    from handbill.server.status import as_table, server_status
+
+    facts = server_status(home / "server")
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        Console().print(as_table(facts))
+
+
 @server_cli.command("run")
 def run_server(
     *,

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from handbill.server.certificates import expires_at
 from handbill.server.cohort import quarantined
 from handbill.server.registry import open_registry
 from handbill.server.settings import ServerSettings
@@ -35,6 +37,12 @@ def server_figures(home: Path) -> Iterator[Metric]:
     moved.add_metric(["down"], sum(r.bytes_down for r in rounds))
     moved.add_metric(["up"], sum(r.bytes_up for r in rounds))
     yield moved
+    if expires := expires_at(home / "certificates"):
+        yield GaugeMetricFamily(
+            "handbill_certificate_seconds_left",
+            "Until the server's certificate expires.",
+            value=(expires - datetime.now(UTC)).total_seconds(),
+        )
     yield GaugeMetricFamily(
         "handbill_audit_entries", "Entries of the audit chain.", value=head.seq if head else 0
     )

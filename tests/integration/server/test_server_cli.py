@@ -5,9 +5,15 @@ import pytest
 from typer.testing import CliRunner
 
 from handbill.errors import HandbillError, InputError, MissingError
-from handbill.server import catalogue
+from handbill.server import (
+    catalogue,
+    commands,  # noqa: F401 - adds commands to server_cli
+)
+from handbill.server.certificates import make_certificates
 from handbill.server.cli import models_app, server_cli
+from handbill.server.lease import Lease
 from handbill.server.registry import open_registry
+from handbill.server.settings import ServerSettings
 
 from .conftest import Operator
 
@@ -155,3 +161,25 @@ def test_a_statement_in_words_says_the_numbers_and_what_is_left_out():
         assert part in words
     assert words.endswith("Not covered: base model.")
     assert "nothing was learnt" in catalogue.statement_in_words({"epsilon": 0.0, "delta": 1e-5})
+
+
+def test_status_says_what_is_there_also_when_nothing_runs(home):
+    ServerSettings(port=1).save(home / "server")
+    make_certificates(home / "server" / "certificates", host="127.0.0.1")
+    found = facts(server_cli, home, "status")
+    assert found["answers"] is False
+    assert found["certificate_days"] in (364, 365)
+    assert found["coordinator"] == ""
+    assert found["last_run"] == {"id": "run-1", "status": "running", "rounds": {"global": [3, 3]}}
+    text = call(server_cli, home, "status")
+    for word in ("silent on 127.0.0.1:1", "good for 36", "run-1 running: global 3/3"):
+        assert word in text
+    assert found["served_to_everyone"] in text
+
+
+def test_who_takes_rounds_now_is_named(home):
+    ServerSettings(port=1).save(home / "server")
+    registry = open_registry(home / "server")
+    with Lease(registry.database) as lease:
+        assert facts(server_cli, home, "status")["coordinator"] == lease.holder
+    registry.database.close()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handbill.clients.merchant import Merchant, Policy
-from handbill.errors import InputError, MissingError
+from handbill.errors import InputError, MissingError, PolicyError
 from handbill.privacy.accounting import default_delta
 
 MERCHANT = Merchant(id="shop-a", name="Shop A", data="/data", server="127.0.0.1:1", base="tiny")
@@ -46,6 +46,8 @@ def test_the_number_made_known_has_two_digits_and_is_never_too_large(users):
         ({"lost_ledger_head": "ab12"}, "lost_ledger_head"),
         ({"held_out": 0.0}, "held_out"),
         ({"held_out": 1.0}, "held_out"),
+        ({"software": "sha256:12"}, "software"),
+        ({"base": "latest"}, "base"),
     ],
 )
 def test_a_policy_that_promises_nothing_is_refused(wrong, named):
@@ -83,3 +85,16 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 def test_an_id_that_is_no_file_name_is_refused():
     with pytest.raises(InputError, match="id"):
         Merchant(id="../shop", name="", data="", server="", base="")
+
+
+DIGESTS = {"software": "sha256:" + "a" * 64, "base": "sha256:" + "b" * 64}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_a_policy_that_names_software_or_base_allows_no_other(name):
+    other = "sha256:" + "c" * 64
+    assert Policy.for_users(500).check_installed(**DIGESTS) is None
+    pinned = Policy.for_users(500, **DIGESTS)
+    pinned.check_installed(**DIGESTS)
+    with pytest.raises(PolicyError, match=f"{name} allows {DIGESTS[name]}, and {other}"):
+        pinned.check_installed(**DIGESTS | {name: other})
