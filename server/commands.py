@@ -172,6 +172,8 @@ def train(
                 bar.console.print(f"round {fact['round']} abandoned: {fact['reason']}")
             elif fact["event"] == "reply" and fact["error"]:
                 bar.console.print(f"{fact['merchant']}: {fact['error']}")
+            elif fact["event"] == "stumbled":
+                bar.console.print(f"stopped by {fact['error']}; it is submitted again")
 
         drive(folder, run, mode=mode, on_event=on_event)
     if as_json:

@@ -58,9 +58,12 @@ class Lease:
         self._done.set()
         self._thread.join()
         self._database.holder = ""
-        with self._database.begin() as uow:
-            uow.leases.release(self.holder)
-            uow.commit()
+        try:
+            with self._database.begin() as uow:
+                uow.leases.release(self.holder)
+                uow.commit()
+        except DatabaseError:  # what ended the block counts; the lease expires by itself
+            log.exception("lease_not_released")
 
     def _take(self) -> None:
         seen, until = None, time.monotonic() + self._expires_s

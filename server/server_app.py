@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def main(grid: Grid, context: Context) -> None:
     except HandbillError as error:
         Progress(home).note("failed", run=run, error=str(error))
         raise
-    except Exception:
+    except Exception as error:  # such as a full disk: whoever follows the run submits it again
         log.exception("run_failed")
+        with suppress(OSError):
+            Progress(home).note("stumbled", run=run, error=f"{type(error).__name__}: {error}")
         raise

@@ -1,5 +1,6 @@
 """The ``handbill`` command: composes what each room offers."""
 
+import errno
 import sys
 
 import typer
@@ -51,6 +52,10 @@ def main() -> None:
         app()
     except HandbillError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}:
+            raise
+        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror}; nothing is half done")
 
 
 if __name__ == "__main__":
