@@ -36,7 +36,7 @@ def test_result_file_has_the_form_every_benchmark_has():
     assert all(isinstance(value, int | float) for value in RESULT["metrics"].values())
 
 
-TABLES = {name: ("none", "8", "4", "1") for name in ("xrec_reasons_en", "amazon_reviews_en")}
+TABLES = dict.fromkeys(("xrec_reasons_en", "amazon_reviews_en"), ("none", "8", "4", "1"))
 
 
 def test_the_utility_tables_of_the_docs_are_what_was_measured():
