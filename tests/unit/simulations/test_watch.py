@@ -90,7 +90,7 @@ def test_loopback_connections_are_not_reported(child):
 
 def test_the_peak_is_kept_by_program(child):
     child("127.0.0.1", mib=64, name="handbill.clients.daemon")
-    child("127.0.0.1", mib=8, name="flower-supernode")
+    child("127.0.0.1", mib=8, name="handbill.clients.supernode")
     watch = Watch()
     watch.look()
     peak = dict(watch.peak_mib)
