@@ -135,7 +135,8 @@ def _answer(connection: socket.socket, handlers: dict[bytes, Callable[[bytes], b
         _send(connection, _REFUSED, str(error).encode())
     except OSError as error:  # a full disk, say; the system's own words name no file
         log.exception("trainer_failed")
-        text = f"the merchant's machine says: {os.strerror(error.errno or 0)}; see its own log"
+        what = os.strerror(error.errno) if error.errno else type(error).__name__
+        text = f"the merchant's machine says: {what}; see its own log"
         _send(connection, _REFUSED, text.encode())
     except Exception as error:
         # The text of a stray exception might hold a row; only its type leaves this process.

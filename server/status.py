@@ -43,7 +43,7 @@ def server_status(home: Path) -> dict[str, Any]:
         "answers": answers,
         "certificate_days": (expires - datetime.now(UTC)).days if expires else None,
         "merchants": [
-            {"id": m.id, "name": m.name, "connected": m.id in online, "resting": m.id in away}
+            {"id": m.id, "name": m.name, "connected": m.id in online, "quarantined": m.id in away}
             for m in merchants
         ],
         "coordinator": lease.holder if lease else "",
@@ -86,6 +86,6 @@ def as_table(facts: dict[str, Any]) -> RenderableType:
             merchant["id"],
             merchant["name"],
             "yes" if merchant["connected"] else "no",
-            "rests for some rounds" if merchant["resting"] else "yes",
+            "no: in quarantine" if merchant["quarantined"] else "yes",
         )
     return Group(about, merchants)

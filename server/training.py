@@ -46,7 +46,7 @@ from handbill.server.records import Stage as RoundStage
 from handbill.server.registry import PUBLISHER_KEY, Registry
 from handbill.server.settings import ServerSettings
 from handbill.server.tracking import Trackers
-from handbill.server.updates import Updates
+from handbill.server.updates import Updates, enough_reports
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class Training:
             receipts=self._registry.receipts(),
             audit=self._registry.audit_head(),
             min_reports=self._settings.min_reports,
-            enough_reports=self._settings.enough_reports if shared else 0,
+            enough_reports=enough_reports(self._settings, len(cohort), ring) if shared else 0,
             compression=self._settings.compression if shared and ring is None else "none",
             deadline_s=self._settings.deadline_s,
             ring=ring,

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -10,10 +11,14 @@ from handbill.federation.compression import expand
 from handbill.federation.messages import Report
 from handbill.federation.roster import Roster
 from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
+from handbill.federation.secagg.ring import Ring
+from handbill.federation.secagg.session import threshold
 from handbill.federation.secure_rounds import SecureRound
 from handbill.federation.transport import Transport
 from handbill.generator.adapters import Tensors
 from handbill.server.settings import ServerSettings
+
+T = TypeVar("T")
 
 
 class Updates:
@@ -88,7 +93,7 @@ class Updates:
         return mean
 
 
-def groups_of(merchants: Sequence[str], size: int) -> list[list[str]]:
+def groups_of(merchants: Sequence[T], size: int) -> list[list[T]]:
     """Cut a cohort at random into groups of at least ``size``, as equal as can be.
 
     One group where ``size`` is 0, or where two would be too small.
@@ -97,3 +102,17 @@ def groups_of(merchants: Sequence[str], size: int) -> list[list[str]]:
     shuffled = list(merchants)
     secrets.SystemRandom().shuffle(shuffled)
     return [shuffled[start::count] for start in range(count)]
+
+
+def enough_reports(settings: ServerSettings, asked: int, ring: Ring | None) -> int:
+    """With how many reports a round waits for no more; 0 waits for everybody.
+
+    A secure sum cannot be opened below its threshold, and merchants would have paid for nothing:
+    there the number is never less. With several groups it is not known how those who reported are
+    spread over them, so all are waited for.
+    """
+    wanted = settings.enough_reports
+    if not wanted or ring is None:
+        return wanted
+    groups = groups_of(range(asked), settings.secure_aggregation.group_size)
+    return max(wanted, threshold(asked)) if len(groups) == 1 else 0

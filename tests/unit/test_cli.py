@@ -1,5 +1,6 @@
 """The ``handbill`` command as a whole: quick to start, explained, errors in one line."""
 
+import errno
 import os
 import re
 import subprocess
@@ -140,3 +141,13 @@ def test_an_error_goes_to_stderr_with_exit_code_1(tmp_path):
 
 def test_the_version_is_the_package_s():
     assert run("--version").stdout == f"handbill {version('handbill')}\n"
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shops/a/ledger.db")
+
+    monkeypatch.setattr("handbill.cli.app", full)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert re.fullmatch(r"error: shops/a/ledger\.db: No space left[^\n]+", str(left.value.code))

@@ -1,6 +1,7 @@
 """A run of which the server learns sums alone: real trainers, and crashes in the middle of sums."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ from handbill.clients.merchant import LEDGER_FILE
 from handbill.errors import InputError, RoundError
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Recipe
+from handbill.federation.secagg.session import threshold
 from handbill.privacy.ledger import Ledger
+from handbill.server.settings import SecureAggregation, ServerSettings
+from handbill.server.updates import enough_reports
 
 MERCHANTS = 6
 RECIPE = Recipe(rounds=2, personal_steps=0, expected_users=8)
@@ -132,3 +136,25 @@ def test_two_of_six_away_leave_no_round_and_nothing_is_burnt(secure):
     one.handlers |= kept
     one.train(recipe=RECIPE)
     assert paid(one) == [2] * MERCHANTS
+
+
+def test_a_sum_waits_for_as_many_as_it_needs_and_for_no_more(secure):
+    one = secure(**ROOM)
+    one.train(recipe=replace(RECIPE, rounds=1), enough_reports=2)
+    (committed,) = one.rounds()
+    assert committed.attempt == 1
+    assert len(committed.survivors) == threshold(MERCHANTS) == MERCHANTS - 1
+    (fact,) = one.facts("committed")
+    assert list(fact["failures"].values()) == ["5 others were enough"]
+    assert sum(paid(one)) == MERCHANTS - 1  # who was not waited for had not trained yet
+
+
+@pytest.mark.parametrize(
+    ("wanted", "asked", "group_size", "enough"),
+    [(0, 10, 0, 0), (3, 10, 0, 7), (9, 10, 0, 9), (7, 12, 6, 0), (7, 10, 6, 7)],
+)
+def test_how_many_are_enough_for_a_secure_sum(wanted, asked, group_size, enough):
+    secure = SecureAggregation(group_size=group_size)
+    settings = ServerSettings(enough_reports=wanted, secure_aggregation=secure)
+    assert enough_reports(settings, asked, secure.ring) == enough
+    assert enough_reports(settings, asked, None) == wanted
