@@ -15,6 +15,12 @@ Home = Annotated[Path, typer.Option(envvar="HANDBILL_HOME", help="Where handbill
 Shop = Annotated[str, typer.Option(metavar="ID", help="Which shop, if the home holds several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 DEFAULT_HOME = Path(".handbill")
+# What an empty line of a policy means.
+_EMPTY = {
+    "software": "any handbill",
+    "base": "the base model on this machine",
+    "lost_ledger_head": "none",
+}
 
 
 @client_cli.command()
@@ -158,10 +164,10 @@ def policy(
     if as_json:
         typer.echo(json.dumps({"policy": asdict(allowed), "installed": installed}, indent=2))
     else:
-        table = Table("", "allowed", title=str(folder / POLICY_FILE), title_justify="left")
+        console = Console(soft_wrap=True)  # a digest is of use only whole
+        console.print(str(folder / POLICY_FILE), markup=False, highlight=False)
         for name, value in asdict(allowed).items():
-            table.add_row(name, str(value) or "anything")
-        Console().print(table)
+            console.print(f"  {name:<20}{value if value != '' else _EMPTY[name]}", highlight=False)
         if pin:
             typer.echo("a running trainer reads it when it is started again")
     allowed.check_installed(**installed)

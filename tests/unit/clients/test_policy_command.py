@@ -37,7 +37,11 @@ def test_it_shows_the_policy_and_what_is_installed(home):
     assert found["installed"]["software"] == software.package_digest()
     shown = call(home)
     assert "max_sampling_rate" in shown
-    assert "anything" in shown
+    assert "any handbill" in shown
+
+
+def test_digests_are_shown_whole(home):
+    assert software.package_digest() in call(home, "--pin")
 
 
 def test_a_pinned_shop_trains_with_nothing_else(home, tiny_base, monkeypatch):
