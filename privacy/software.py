@@ -1,12 +1,13 @@
 """Which software computed and drew: versions, and digests that two machines can compare."""
 
+import csv
 import hashlib
 import os
 import platform
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import handbill
@@ -74,11 +75,15 @@ def _of_this_room() -> str:
 
 
 def _of_wheel(found: Distribution) -> str:
-    # What the installer itself wrote, such as scripts and its notes, differs between machines.
+    # Read here and not by ``Distribution.files``: a package that brings importlib_metadata changes
+    # what that lists for the whole process. What the installer itself wrote, such as scripts and its
+    # notes, differs between machines.
+    rows = csv.reader((found.read_text("RECORD") or "").splitlines())
+    hashes = {PurePosixPath(name): algorithm.partition("=")[2] for name, algorithm, _ in rows}
     return _digest(
-        f"{file} {file.hash.value}"
-        for file in sorted(found.files or ())
-        if file.hash and not str(file).startswith("..") and ".dist-info" not in str(file)
+        f"{file} {value}"
+        for file, value in sorted(hashes.items())
+        if value and file.parts[0] != ".." and ".dist-info" not in str(file)
     )
 
 
