@@ -333,7 +333,9 @@ def main() -> None:
         }
         for name, arm in arms.items()
     ]
-    command = "python benchmarks/round_overhead.py"
+    command = (
+        f"python benchmarks/round_overhead.py --merchants {asked.merchants} --rounds {asked.rounds}"
+    )
     metrics = metrics_of(arms, asked.rounds)
     write_result(asked.results, command=command, metrics=metrics, table=table, notes=NOTES)
     print(json.dumps(metrics, indent=2))

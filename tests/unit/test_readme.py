@@ -1,6 +1,7 @@
 """The README's figures are those of the committed result file."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,21 @@ def test_the_tables_of_secure_aggregation_are_what_was_measured():
     assert f"{faults['rounds_attempted']} attempts" in page
     assert faults["lost"] == faults["committed_twice"] == faults["ledger_under_counts"] == 0
     assert faults["control_under_counts"] > 0
+
+
+def test_the_table_of_rounds_over_flower_is_what_was_measured():
+    page = (ROOT / "docs" / "secure-aggregation.md").read_text().replace("**", "")
+    found = result("round_overhead")
+    assert found["command"] in page
+    for row in found["table"]:
+        seconds = row["round_s"]
+        least, most = min(seconds), max(seconds)
+        assert f"| {statistics.median(seconds):.1f} ({least:.1f} to {most:.1f}) |" in page
+        assert f"{row['numbers']:,} numbers" in page
+    metrics = found["metrics"]
+    assert f"{metrics['ratio_vs_flower']:.2f} of FedAvg" in page
+    assert f"{metrics['trainer_cpu_s.secure']:.2f} s of a processor" in page
+    assert metrics["ratio_vs_flower"] <= 0.5
 
 
 def test_the_cost_table_of_the_docs_is_what_was_measured():
