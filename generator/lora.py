@@ -21,6 +21,7 @@ from handbill.generator.adapters import (
 )
 from handbill.generator.base_models import BaseModel, load_base
 from handbill.generator.head_loss import token_losses
+from handbill.generator.lean import keep_less
 from handbill.generator.prompts import EncodedExample, turn_end_id
 
 
@@ -60,6 +61,7 @@ class LoraModel:
         for name, module in self.model.named_modules():
             # Training mode is what per-row gradients are computed in; nothing else needs it.
             module.training = ".lora_B." in name
+        keep_less(self.model)
         layers = self.model.base_model.model.model.layers
         self._lower, self._upper = layers[: spec.layers[0]], layers[spec.layers[0] :]
         self._cache: dict[tuple[int, ...], Tensor] = {}  # the oldest first
