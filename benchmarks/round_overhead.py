@@ -104,7 +104,7 @@ class World:
 def make_world(home: Path, merchants: int, *, rounds: int, port: int) -> World:
     """Invent the shops, make every key and enrol everybody."""
     base = make_tiny_base(home / "base", layers=4, hidden=256)
-    adapter = AdapterSettings(rank=64, alpha=64.0, layers=0)
+    adapter = AdapterSettings(rank=128, alpha=128.0, layers=0)
     settings = ServerSettings(
         port=port,
         base=str(base),
