@@ -47,7 +47,7 @@ def models(registry: Registry) -> list[Model]:
     """Return every model: the global ones first, then by tenant, by version."""
     with registry.database.begin() as uow:
         found = uow.artifacts.all()
-        newest = {t: uow.channels.history(t)[-1].digest for t in uow.channels.tenants()}
+        newest = {t: uow.channels.history(t)[-1].served for t in uow.channels.tenants()}
     return [
         Model(
             artifact=artifact,

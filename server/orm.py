@@ -174,7 +174,9 @@ class ChannelRow(Base):
     action: Mapped[str] = mapped_column(String(16))
     published_at: Mapped[str] = mapped_column(String(40))
 
-    __table_args__ = (CheckConstraint("action IN ('publish', 'rollback')", name="action"),)
+    __table_args__ = (
+        CheckConstraint("action IN ('publish', 'rollback', 'withdraw')", name="action"),
+    )
 
 
 class AuditRow(Base):

@@ -9,7 +9,6 @@ import pytest
 from handbill.errors import HandbillError, RoundError
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
-from handbill.generator.adapters import read_adapter
 from handbill.generator.artifacts import (
     load_or_create_key,
     read_channel,
@@ -231,7 +230,7 @@ def test_after_the_rounds_every_merchant_gets_an_adapter_of_its_own(one):
         assert [s["merchant"] for s in manifest.privacy] == [shop]
         channel = read_channel(one.registry.root, shop, one.registry.public_key)
         assert channel.digest == artifact.digest
-    tensors = [read_adapter(one.registry.store.path(a.digest)).tensors for a in own.values()]
+    tensors = [one.own(artifact) for artifact in own.values()]
     assert not same(tensors[0], tensors[1])
     served = read_channel(one.registry.root, "", one.registry.public_key)
     assert served.digest == last.aggregate
@@ -241,7 +240,7 @@ def test_what_a_merchant_sends_as_its_own_is_what_it_is_served(one):
     recipe = Recipe(rounds=1, personal_steps=1, expected_users=8)
     one.train(recipe=recipe)
     (artifact,) = [a for a in one.artifacts() if a.tenant == "shop-b"]
-    served = read_adapter(one.registry.store.path(artifact.digest)).tensors
+    served = one.own(artifact)
     home = one.trainers["shop-b"].home
     from safetensors.numpy import load_file
 

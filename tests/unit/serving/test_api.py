@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from handbill.generator.adapters import LOCKED_FILE
 from handbill.generator.prompts import CopyRequest, render_prompt
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6, "temperature": 0}
@@ -215,8 +216,8 @@ def test_the_request_id_is_sent_back_and_a_strange_one_is_replaced(service):
 
 
 def test_a_model_that_cannot_be_loaded_is_503_and_says_nothing_of_it(service, publisher):
-    path = publisher.store.path(service.digests["acme"]) / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    path = publisher.store.path(service.digests["acme"]) / LOCKED_FILE
+    path.write_bytes(path.read_bytes() + b"\x01")
     for body in (COPY, COPY | {"stream": True}):
         answer = service.post("/v1/copy", body)
         assert answer.status_code == 503
