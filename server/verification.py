@@ -184,7 +184,7 @@ def _channel_file_problems(
         newest = history[-1]
         if channel is None:
             yield f"{path}: missing; starting the server writes it again"
-        elif (channel.digest, channel.serial) != (newest.digest, newest.serial):
+        elif (channel.digest, channel.serial) != (newest.served, newest.serial):
             yield f"{path}: serial {channel.serial}, but the database says {newest.serial}"
     for path in sorted((registry.root / "channels").glob("*.json")):
         if path not in expected:
