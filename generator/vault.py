@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -203,11 +204,11 @@ class Vault:
 
     def _write_keks(self, keks: list[bytes]) -> None:
         """Put a new file in place, then overwrite what the old one held on the disk."""
-        old = os.open(self.kek, os.O_RDWR) if self.kek.is_file() else None
-        write_durably(self.kek, "".join(f"{k.hex()}\n" for k in keks).encode(), secret=True)
-        if old is not None:
-            _overwrite(old)
-            os.close(old)
+        with ExitStack() as stack:
+            old = stack.enter_context(self.kek.open("r+b")) if self.kek.is_file() else None
+            write_durably(self.kek, "".join(f"{k.hex()}\n" for k in keks).encode(), secret=True)
+            if old is not None:
+                _overwrite(old.fileno())
 
     def _path(self, tenant: str) -> Path:
         return self.folder / f"{check_tenant(tenant)}.key"

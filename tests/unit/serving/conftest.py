@@ -128,12 +128,14 @@ class Publisher:
         self.vault.create_kek()
         self.serial = 0
 
-    def seal(self, adapter: Path, tenant: str = "", **fields: object) -> str:
+    def seal(
+        self, adapter: Path, tenant: str = "", *, locked: bool = True, **fields: object
+    ) -> str:
         folder = self.root.parent / f"sealing-{len(list(self.store))}"
         folder.mkdir()
         for file in adapter.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
-        if tenant:
+        if tenant and locked:
             self.vault.add(tenant)
             weights = (folder / WEIGHTS_FILE).read_bytes()
             (folder / LOCKED_FILE).write_bytes(self.vault.lock(tenant, weights))

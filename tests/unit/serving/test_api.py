@@ -233,3 +233,17 @@ def test_health_and_readiness(service):
     service.engine.engine.close()
     assert service.send("GET", "/readyz", tenant=None).status_code == 503
     assert service.post("/v1/copy").status_code == 503
+
+
+def test_a_tenant_whose_key_was_destroyed_is_answered_by_the_global_model(service, publisher):
+    def answered_by(tenant):
+        answer = service.post("/v1/copy", tenant=tenant)
+        assert answer.status_code == 200
+        return answer.json()["system_fingerprint"]
+
+    publisher.point("acme", "")
+    service.gateway._registry.refresh()
+    publisher.vault.destroy("acme")
+    assert answered_by("acme") == answered_by("carl")
+    assert answered_by("acme").startswith("global-v4")
+    assert answered_by("bolt").startswith("tenant-v2")
