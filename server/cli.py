@@ -49,7 +49,7 @@ def list_models(*, as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
             _short(artifact.digest),
             _metrics(model.metrics),
             _epsilons(model),
-            ", ".join(model.served),
+            "removed" if model.removed else ", ".join(model.served),
         )
     _console().print(table if found else "No model yet: handbill server train makes the first.")
 

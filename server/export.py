@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 from handbill.errors import InputError
-from handbill.generator import artifacts
 from handbill.generator.adapters import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from handbill.generator.vault import open_weights
 from handbill.server.registry import Registry
@@ -28,8 +27,7 @@ def export(registry: Registry, digest: str, folder: Path) -> None:
     if folder.exists():
         raise InputError(f"{folder}: is there already; name a new folder")
     source = registry.store.path(digest)
-    manifest = artifacts.verify(source, registry.public_key)
-    weights = open_weights(source, manifest, registry.vault)
+    weights = open_weights(source, registry.verified(digest), registry.vault)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".exporting-"))  # mode 0700
     try:

@@ -106,13 +106,13 @@ def forget(home: Path, merchant: str, *, wait_s: float) -> Forgotten:
     Raises:
         MissingError: Nobody of that id was ever here.
     """
-    registry = open_registry(home)
     superlink = SuperLink(home, ServerSettings.load(home))
+    registry = open_registry(home)
     try:
-        _cut_off(superlink, merchant)
         done = erase(registry, merchant, wait_s=wait_s)
     finally:
         registry.database.close()
+    _cut_off(superlink, merchant)
     superlink.forget(merchant)
     return done
 

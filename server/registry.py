@@ -258,6 +258,12 @@ class Registry:
             self.record(uow, actor, "artifact.register", artifact.digest, facts)
         return artifact
 
+    def verified(self, digest: str) -> Manifest:
+        """Check an artifact's files and signature, and return its manifest."""
+        if digest not in self.store:
+            raise ArtifactError(f"{digest}: its files are not in the store; were they removed?")
+        return artifacts.verify(self.store.path(digest), self.public_key)
+
     def _add_artifact(self, uow: UnitOfWork, folder: Path, manifest: Manifest) -> Artifact:
         """Add rows first, then the folder; the caller commits, so the file is always first."""
         expected = uow.artifacts.last_version(manifest.kind, manifest.tenant) + 1
@@ -303,7 +309,7 @@ class Registry:
                     f"{digest}: is {artifact.tenant}'s own; it can be served to nobody else"
                 )
             _refuse_revoked(uow, artifact.tenant)
-            self._verify(digest)
+            self.verified(digest)
             history = uow.channels.history(tenant)
             if not history or history[-1].served != digest:
                 self._step(uow, tenant, digest, "publish", actor)
@@ -320,7 +326,7 @@ class Registry:
             published = still_published(uow.channels.history(tenant))
             if len(published) < 2:
                 raise MissingError(f"channel {tenant or 'global'}: nothing was published before")
-            self._verify(published[-2])
+            self.verified(published[-2])
             self._step(uow, tenant, published[-2], "rollback", actor)
         with self.database.begin() as uow:
             return self.outbox.write_channel(uow, tenant)[0]
@@ -341,11 +347,6 @@ class Registry:
                 self._step(uow, tenant, history[-1].served, "withdraw", actor)
         with self.database.begin() as uow:
             return self.outbox.write_channel(uow, tenant)[0]
-
-    def _verify(self, digest: str) -> None:
-        if digest not in self.store:
-            raise ArtifactError(f"{digest}: its files are not in the store; were they pruned?")
-        artifacts.verify(self.store.path(digest), self.public_key)
 
     def _step(self, uow: UnitOfWork, tenant: str, digest: str, action: Any, actor: str) -> None:
         if tenant:

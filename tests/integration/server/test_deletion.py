@@ -409,9 +409,9 @@ def test_pruning_keeps_what_is_served_what_a_rollback_needs_and_the_newest(
     assert opened(registry, a[4])
     assert opened(registry, shops["shop-b"][1])
     assert verify_registry(registry).problems == ()
-    with pytest.raises(ArtifactError, match="were they pruned"):
+    with pytest.raises(ArtifactError, match="were they removed"):
         registry.rollback("shop-a")
-    with pytest.raises(ArtifactError, match="were they pruned"):
+    with pytest.raises(ArtifactError, match="were they removed"):
         registry.publish("shop-a", a[3])
     with pytest.raises(InputError, match="keep=0"):
         prune(registry, keep=0)
@@ -467,6 +467,9 @@ def test_forget_asks_first_says_what_is_gone_and_what_stays(home):
     registry = home / "server" / "registry"
     assert (registry / "vault" / "shop-a.key").is_file()
     text = call(server_cli, home, "forget", "shop-a", "--wait", "0", input="y\n").stdout
+    database = (home / "server" / "server.db").read_bytes()
+    assert b"The shop shop-a" not in database
+    assert b"ssh-node-key" not in database
     for words in (
         "forgot shop-a",
         "3 adapters of its own",
@@ -517,7 +520,10 @@ def test_rotate_export_prune_and_withdraw_from_the_command_line(home, tmp_path):
     assert (out / WEIGHTS_FILE).is_file()
     call(models_app, home, "prune", "--keep", "1", code=1, input="n\n")
     facts = json.loads(call(models_app, home, "prune", "--keep", "1", "--yes", "--json").stdout)
-    assert len(facts["removed"]) == 2
+    listed = json.loads(call(models_app, home, "list", "--json").stdout)["models"]
+    assert facts["removed"] == [m["digest"] for m in listed if m["removed"]]
+    assert [m["version"] for m in listed if m["removed"]] == [1, 2]
+    assert "removed" in call(models_app, home, "list").stdout
     assert "nothing to remove" in call(models_app, home, "prune", "--keep", "1").stdout
     text = call(models_app, home, "withdraw", "shop-a").stdout
     assert "shop-a is served what everyone is (serial 4)" in text
