@@ -94,7 +94,7 @@ def forget(
     as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Revoke a merchant and destroy the key of its own adapters: no copy opens any more."""
+    """Revoke a merchant, and destroy the key that its own adapters are locked with."""
     from handbill.server.operate import forget as erase
 
     if not yes:
@@ -106,7 +106,7 @@ def forget(
         return
     typer.echo(
         f"forgot {merchant}\n"
-        f"gone: its key, and with it {len(done.adapters)} adapters of its own, in every copy; its "
+        f"gone: its key, and with it {len(done.adapters)} adapters of its own; its "
         "name, node key and invitations; it is served what everyone is\n"
         "stays: its id and signing key in the roster's log, the audit chain, the manifests of its "
         f"adapters without their weights, and its part in {done.rounds} rounds of everybody's "

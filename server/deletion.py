@@ -2,7 +2,8 @@
 
 Rows of the signed history stay, since others hold its head: who was a member, what was trained when
 and with what promise. What goes is what could be read: the adapter that was learnt from one
-merchant's shoppers. Its key is destroyed, so that every copy of it, in a backup too, is noise.
+merchant's shoppers. Its key is destroyed, so that every copy of it is noise; in a backup that holds
+the key too, once the key-encryption key was renewed.
 
 Each step may be interrupted and the whole done again. All writing of keys happens under the
 database's one-writer lock.
