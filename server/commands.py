@@ -89,7 +89,8 @@ def forget(
     *,
     yes: Yes = False,
     wait: Annotated[
-        float, typer.Option(help="Seconds for requests that are on their way to its adapter.")
+        float,
+        typer.Option(min=0, help="Seconds for requests that are on their way to its adapter."),
     ] = 10.0,
     as_json: AsJson = False,
     home: Home = DEFAULT_HOME,

@@ -56,13 +56,11 @@ def forget(
     check_tenant(merchant)
     with registry.database.begin() as uow:
         known = {m.id: m for m in uow.merchants.all(revoked=True)}.get(merchant)
-        own = [a for a in uow.artifacts.all() if a.tenant == merchant]
         history = uow.channels.history(merchant)
-        rounds = uow.rounds.all()
-    if not (known or own or history or merchant in registry.vault):
+    if not (known or history or merchant in registry.vault):
         raise MissingError(f"no merchant {merchant!r} was ever here")
     if known and not known.revoked_at:
-        registry.revoke(merchant, actor=actor)
+        registry.revoke(merchant, actor=actor)  # first: nothing of it is taken any more
     faultpoint("forget.revoked")
     if history:
         registry.withdraw(merchant, actor=actor)
@@ -72,6 +70,8 @@ def forget(
     with registry.database.begin() as uow:
         registry.vault.destroy(merchant)
         faultpoint("forget.destroyed")
+        own = [a for a in uow.artifacts.all() if a.tenant == merchant]
+        rounds = uow.rounds.all()
         if merchant not in forgotten(uow.audit.all()):
             if known:
                 uow.merchants.put(replace(uow.merchants.get(merchant), name="", node_key=""))

@@ -1,8 +1,9 @@
 """The read side of the registry: which verified artifact each tenant is served.
 
 A tenant's own channel decides, else everybody's (the global model), else the base model. A channel
-that was withdrawn decides nothing. An artifact becomes routable only after its signature, every file's digest, the base model it was
-trained on and its tensors were checked. A publication that fails keeps what was served before.
+that was withdrawn decides nothing. An artifact becomes routable only after its signature, every
+file's digest, the base model it was trained on and its tensors were checked. A publication that
+fails keeps what was served before.
 A channel's serial never goes back, also over restarts: who can write the folder but not sign
 cannot bring an old version back.
 """
