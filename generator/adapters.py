@@ -11,13 +11,14 @@ Shapes: A (rank, in), B (out, rank).
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save
 
 from handbill.errors import ArtifactError, InputError
 from handbill.generator.base_models import BaseModel
@@ -26,6 +27,7 @@ Tensors = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
+LOCKED_FILE: Final = "adapter_model.safetensors.locked"
 CARD_FILE: Final = "README.md"
 PREFIX: Final = "base_model.model."
 ALL_LINEAR: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -146,9 +148,15 @@ def peft_config(spec: AdapterSpec, base_name: str) -> dict[str, Any]:
 
 
 def write_adapter(
-    folder: Path, *, spec: AdapterSpec, base: BaseModel, tensors: Tensors, card: str
+    folder: Path,
+    *,
+    spec: AdapterSpec,
+    base: BaseModel,
+    tensors: Tensors,
+    card: str,
+    lock: Callable[[bytes], bytes] | None = None,
 ) -> None:
-    """Write an adapter in PEFT's layout.
+    """Write an adapter in PEFT's layout, its weights locked if they are one tenant's.
 
     Args:
         folder: Made if it is not there.
@@ -156,6 +164,8 @@ def write_adapter(
         base: The base model it was trained on.
         tensors: Every B; the A's are added from the spec.
         card: The model card, Markdown.
+        lock: Encrypts the weights, which then never are on the disk in plain
+            (:meth:`handbill.generator.vault.Vault.lock`).
 
     Raises:
         ArtifactError: A tensor is missing, extra, of another shape or not finite.
@@ -166,7 +176,11 @@ def write_adapter(
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / CARD_FILE).write_text(card)
     whole = {**fixed_projections(spec, base), **tensors}
-    save_file({n: np.ascontiguousarray(whole[n]) for n in sorted(whole)}, folder / WEIGHTS_FILE)
+    weights = save({n: np.ascontiguousarray(whole[n]) for n in sorted(whole)})
+    if lock is None:
+        (folder / WEIGHTS_FILE).write_bytes(weights)
+    else:
+        (folder / LOCKED_FILE).write_bytes(lock(weights))
 
 
 def check_tensors(tensors: Tensors, shapes: dict[str, tuple[int, int]]) -> None:
@@ -188,16 +202,21 @@ def check_tensors(tensors: Tensors, shapes: dict[str, tuple[int, int]]) -> None:
             raise ArtifactError(f"tensor {name}: holds NaN or infinity")
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path, *, weights: bytes | None = None) -> Adapter:
     """Read an adapter in PEFT's layout, whoever wrote it.
 
     The safetensors header is checked before anything is allocated: size caps, no duplicate
     names, only LoRA tensors in float32, each A with its B and a matching rank.
 
+    Args:
+        folder: Its files.
+        weights: Its weights, where those in the folder are locked
+            (:func:`handbill.generator.vault.open_adapter`).
+
     Raises:
         ArtifactError: Naming the file and what is wrong with it.
     """
-    weights = folder / WEIGHTS_FILE
+    file = folder / WEIGHTS_FILE
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
@@ -206,12 +225,10 @@ def read_adapter(folder: Path) -> Adapter:
         ]
         if config.get("peft_type") != "LORA" or refused or config.get("bias", "none") != "none":
             raise ArtifactError(f"{folder / CONFIG_FILE}: not a plain LoRA adapter {refused}")
-        names = _header_names(weights)
-        tensors: Tensors = {}
-        with safe_open(weights, framework="numpy") as file:
-            for name in names:
-                tensors[name] = file.get_tensor(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        data = read_bounded(file) if weights is None else weights
+        _check_header(data, file)
+        tensors: Tensors = load(data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ArtifactError(f"{folder}: not a readable adapter ({error})") from error
     for name, value in tensors.items():
         other = (
@@ -222,26 +239,36 @@ def read_adapter(folder: Path) -> Adapter:
         axis = 0 if ".lora_A." in name else 1
         if other == name or other not in tensors or value.ndim != 2 or value.shape[axis] != rank:
             raise ArtifactError(
-                f"{weights}: tensor {name[:120]!r} is not one half of a rank-{rank} pair"
+                f"{file}: tensor {name[:120]!r} is not one half of a rank-{rank} pair"
             )
         if value.dtype != np.float32 or not np.isfinite(value).all():
-            raise ArtifactError(f"{weights}: tensor {name[:120]!r} is not finite float32")
+            raise ArtifactError(f"{file}: tensor {name[:120]!r} is not finite float32")
     return Adapter(rank=rank, alpha=alpha, tensors=tensors)
 
 
-def _header_names(weights: Path) -> list[str]:
-    size = weights.stat().st_size
-    if not 8 < size <= _MAX_FILE_BYTES:
-        raise ArtifactError(f"{weights}: {size} bytes, over {_MAX_FILE_BYTES} or empty")
-    with weights.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise ArtifactError(f"{weights}: header of {length} bytes refused")
-        pairs = json.loads(file.read(length), object_pairs_hook=list)
+def read_bounded(file: Path) -> bytes:
+    """The bytes of a file of weights, whole, if it is not absurdly large.
+
+    Raises:
+        ArtifactError: It is, or is empty, or cannot be read.
+    """
+    try:
+        size = file.stat().st_size
+        if not 8 < size <= _MAX_FILE_BYTES:
+            raise ArtifactError(f"{file}: {size} bytes, over {_MAX_FILE_BYTES} or empty")
+        return file.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _check_header(data: bytes, file: Path) -> None:
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise ArtifactError(f"{file}: header of {length} bytes refused")
+    pairs = json.loads(data[8 : 8 + length], object_pairs_hook=list)
     names = [name for name, _ in pairs if name != "__metadata__"]
     if len(set(names)) != len(names):
-        raise ArtifactError(f"{weights}: a tensor name stands twice in the header")
-    return names
+        raise ArtifactError(f"{file}: a tensor name stands twice in the header")
 
 
 def _modules(spec: AdapterSpec, base: BaseModel) -> dict[str, tuple[int, int]]:

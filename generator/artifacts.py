@@ -32,6 +32,8 @@ SIGNATURE_FILE: Final = "manifest.sig"
 MANIFEST_LABEL: Final = b"handbill/v1/manifest\0"
 CHANNEL_LABEL: Final = b"handbill/v1/channel\0"
 GLOBAL_CHANNEL: Final = "_global"
+ADDING: Final = ".adding-"
+LEAVING: Final = ".leaving-"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
 _MAX_JSON_BYTES: Final = 1024 * 1024
@@ -252,7 +254,7 @@ class ArtifactStore:
         if digest in self:
             return digest
         self.root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=self.root, prefix=".adding-"))
+        temporary = Path(tempfile.mkdtemp(dir=self.root, prefix=ADDING))
         try:
             for file in folder.iterdir():
                 shutil.copyfile(file, temporary / file.name)
@@ -265,10 +267,28 @@ class ArtifactStore:
         sync_to_disk(self.root)
         return digest
 
+    def remove(self, digest: str) -> None:
+        """Take an artifact out, whole at once; one that is not there is no error."""
+        leaving = self.root / f"{LEAVING}{digest.removeprefix('sha256:')}"
+        if self.path(digest).is_dir():
+            self.path(digest).rename(leaving)
+            sync_to_disk(self.root)
+        if leaving.is_dir():
+            shutil.rmtree(leaving)
+
+    def clean(self) -> None:
+        """Remove what a crash left half added or half removed; nobody else may be at it."""
+        for prefix in (ADDING, LEAVING):
+            for folder in self.root.glob(f"{prefix}*"):
+                shutil.rmtree(folder)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
-    """What one tenant is served ("" is everyone's default); ``serial`` only ever rises."""
+    """What one tenant is served ("" is everyone's default); ``serial`` only ever rises.
+
+    No ``digest`` means none of its own: the tenant is served what everyone is.
+    """
 
     tenant: str
     digest: str
@@ -343,10 +363,18 @@ def sync_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, such that it survives a power cut."""
+def write_durably(path: Path, data: bytes, *, secret: bool = False) -> None:
+    """Write a file whole or not at all, such that it survives a power cut.
+
+    Args:
+        path: Replaced if it is there.
+        data: All of it.
+        secret: Nobody but its owner may read it (mode 0600).
+    """
     temporary = path.with_suffix(".new")
-    temporary.write_bytes(data)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if secret else 0o666)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
     sync_to_disk(temporary)
     temporary.rename(path)
     sync_to_disk(path.parent)

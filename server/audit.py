@@ -85,6 +85,22 @@ def chain_problems(entries: Iterable[AuditEntry], *, signed: AuditHead | None = 
     return problems
 
 
+def removed(entries: Iterable[AuditEntry]) -> set[str]:
+    """Return the digests of artifacts whose files were removed on purpose; their rows stay."""
+    return {entry.object for entry in entries if entry.action == "artifact.remove"}
+
+
+def forgotten(entries: Iterable[AuditEntry]) -> set[str]:
+    """Return the merchants that were forgotten and did not enrol again since."""
+    found: set[str] = set()
+    for entry in entries:
+        if entry.action == "merchant.forget":
+            found.add(entry.object)
+        elif entry.action == "merchant.enrol":
+            found.discard(entry.object)
+    return found
+
+
 def sign_head(head: AuditHead, key: Ed25519PrivateKey) -> bytes:
     """Return ``head`` as a signed document."""
     body = asdict(head)

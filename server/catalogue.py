@@ -12,10 +12,15 @@ from handbill.server.registry import Registry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """An artifact and the channels that serve it now, such as ``everyone`` or ``shop-a``."""
+    """An artifact and the channels that serve it now, such as ``everyone`` or ``shop-a``.
+
+    Attributes:
+        removed: Its files are gone: pruned, or its tenant was forgotten.
+    """
 
     artifact: Artifact
     served: tuple[str, ...]
+    removed: bool
 
     @property
     def round(self) -> int:
@@ -40,18 +45,20 @@ class Model:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON prints them."""
-        return asdict(self.artifact) | {"served": list(self.served), "epsilons": self.epsilons}
+        facts = {"served": list(self.served), "removed": self.removed, "epsilons": self.epsilons}
+        return asdict(self.artifact) | facts
 
 
 def models(registry: Registry) -> list[Model]:
     """Return every model: the global ones first, then by tenant, by version."""
     with registry.database.begin() as uow:
         found = uow.artifacts.all()
-        newest = {t: uow.channels.history(t)[-1].digest for t in uow.channels.tenants()}
+        newest = {t: uow.channels.history(t)[-1].served for t in uow.channels.tenants()}
     return [
         Model(
             artifact=artifact,
             served=tuple(t or "everyone" for t, d in newest.items() if d == artifact.digest),
+            removed=artifact.digest not in registry.store,
         )
         for artifact in found
     ]

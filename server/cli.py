@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Home = Annotated[Path, typer.Option(envvar="HANDBILL_HOME", help="Where handbill keeps its files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Tenant = Annotated[str, typer.Option(metavar="ID", help="The tenant; everyone if not given.")]
 Name = Annotated[
     str, typer.Argument(metavar="VERSION|DIGEST|latest", help="See handbill models list.")
@@ -48,7 +49,7 @@ def list_models(*, as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
             _short(artifact.digest),
             _metrics(model.metrics),
             _epsilons(model),
-            ", ".join(model.served),
+            "removed" if model.removed else ", ".join(model.served),
         )
     _console().print(table if found else "No model yet: handbill server train makes the first.")
 
@@ -141,6 +142,59 @@ def rollback(*, tenant: Tenant = "", as_json: AsJson = False, home: Home = DEFAU
         _print_channel(asdict(registry.rollback(tenant)), as_json=as_json)
 
 
+@models_app.command()
+def withdraw(
+    tenant: Annotated[str, typer.Argument(metavar="ID", help="The tenant.")],
+    *,
+    as_json: AsJson = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Serve a tenant what everyone is served; there is no roll-back past this."""
+    with _registry(home) as registry:
+        _print_channel(asdict(registry.withdraw(tenant)), as_json=as_json)
+
+
+@models_app.command()
+def export(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    *,
+    tenant: Tenant = "",
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Write a model as a plain PEFT folder; a tenant's own is unlocked for that."""
+    from handbill.server.catalogue import find
+    from handbill.server.export import export as write
+
+    with _registry(home) as registry:
+        write(registry, find(registry, name, tenant=tenant).artifact.digest, folder)
+    typer.echo(f"wrote {folder}")
+
+
+@models_app.command()
+def prune(
+    *,
+    keep: Annotated[int, typer.Option(help="So many of each tenant's, and what is served.")],
+    yes: Yes = False,
+    as_json: AsJson = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Remove the files of tenants' own adapters that newer ones took the place of."""
+    from handbill.server.deletion import prune as remove
+    from handbill.server.deletion import superseded
+
+    with _registry(home) as registry:
+        found = superseded(registry, keep=keep)
+        labels = ", ".join(_label(artifact) for artifact in found)
+        if found and not yes:
+            typer.confirm(f"remove {labels}? They cannot be served again", abort=True, err=True)
+        removed = remove(registry, keep=keep) if found else []
+    if as_json:
+        _print_json({"removed": [artifact.digest for artifact in removed]})
+    else:
+        typer.echo(f"removed {labels}" if removed else "nothing to remove")
+
+
 @server_cli.command()
 def rounds(
     *,
@@ -230,7 +284,8 @@ def _print_channel(channel: dict[str, Any], *, as_json: bool) -> None:
         _print_json(channel)
         return
     whom = channel["tenant"] or "everyone"
-    typer.echo(f"{whom} is served {channel['digest']} (serial {channel['serial']})")
+    what = channel["digest"] or "what everyone is"
+    typer.echo(f"{whom} is served {what} (serial {channel['serial']})")
 
 
 def _print_verdict(

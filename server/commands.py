@@ -1,6 +1,7 @@
 """``handbill server``: set up, enrol, run, train. Adds to the commands of :mod:`server.cli`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from handbill.server.cli import DEFAULT_HOME, AsJson, Home, server_cli
+from handbill.server.cli import DEFAULT_HOME, AsJson, Home, Yes, server_cli
 
 
 @server_cli.command()
@@ -80,6 +81,59 @@ def revoke(
 
     cut_off(home / "server", merchant)
     typer.echo(f"revoked {merchant}")
+
+
+@server_cli.command()
+def forget(
+    merchant: Annotated[str, typer.Argument(metavar="ID", help="The merchant's id.")],
+    *,
+    yes: Yes = False,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds for requests that are on their way to its adapter."),
+    ] = 10.0,
+    as_json: AsJson = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Revoke a merchant, and destroy the key that its own adapters are locked with."""
+    from handbill.server.operate import forget as erase
+
+    if not yes:
+        question = f"destroy everything that was learnt for {merchant} alone? It cannot be undone"
+        typer.confirm(question, abort=True, err=True)
+    done = erase(home / "server", merchant, wait_s=wait)
+    if as_json:
+        typer.echo(json.dumps(asdict(done), indent=2))
+        return
+    typer.echo(
+        f"forgot {merchant}\n"
+        f"gone: its key, and with it {len(done.adapters)} adapters of its own; its "
+        "name, node key and invitations; it is served what everyone is\n"
+        "stays: its id and signing key in the roster's log, the audit chain, the manifests of its "
+        f"adapters without their weights, and its part in {done.rounds} rounds of everybody's "
+        "model, bounded by the promise in their manifests\n"
+        "next: handbill server rotate-kek, so that older copies of its wrapped key open nothing"
+    )
+
+
+@server_cli.command("rotate-kek")
+def rotate_kek(*, as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
+    """Renew the key-encryption key; the old one opens nothing more. Serving goes on."""
+    from handbill.server.deletion import rotate_kek as rotate
+    from handbill.server.registry import open_registry
+
+    registry = open_registry(home / "server")
+    try:
+        count = rotate(registry)
+    finally:
+        registry.database.close()
+    kek = str(registry.vault.kek)
+    if as_json:
+        typer.echo(json.dumps({"kek": kek, "tenant_keys": count}, indent=2))
+    else:
+        typer.echo(
+            f"{kek} is new, {count} tenant keys are wrapped with it; destroy copies of the old"
+        )
 
 
 @server_cli.command()

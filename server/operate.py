@@ -17,6 +17,8 @@ from handbill.federation.supervision import Children, run_until_stopped
 from handbill.generator.artifacts import check_tenant, load_public_key, utc_now
 from handbill.generator.base_models import resolve_base
 from handbill.server.certificates import make_certificates
+from handbill.server.deletion import Forgotten
+from handbill.server.deletion import forget as erase
 from handbill.server.invitations import redeem
 from handbill.server.metrics import server_figures
 from handbill.server.progress import Progress
@@ -95,7 +97,27 @@ def revoke(home: Path, merchant: str) -> None:
     registry = open_registry(home)
     registry.revoke(merchant)
     registry.database.close()
+    _cut_off(SuperLink(home, ServerSettings.load(home)), merchant)
+
+
+def forget(home: Path, merchant: str, *, wait_s: float) -> Forgotten:
+    """Take a merchant off the roster, and destroy what was learnt for it alone.
+
+    Raises:
+        MissingError: Nobody of that id was ever here.
+    """
     superlink = SuperLink(home, ServerSettings.load(home))
+    registry = open_registry(home)
+    try:
+        done = erase(registry, merchant, wait_s=wait_s)
+    finally:
+        registry.database.close()
+    _cut_off(superlink, merchant)
+    superlink.forget(merchant)
+    return done
+
+
+def _cut_off(superlink: SuperLink, merchant: str) -> None:
     if superlink.healthy():
         superlink.unregister(merchant)
 

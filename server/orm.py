@@ -174,7 +174,9 @@ class ChannelRow(Base):
     action: Mapped[str] = mapped_column(String(16))
     published_at: Mapped[str] = mapped_column(String(40))
 
-    __table_args__ = (CheckConstraint("action IN ('publish', 'rollback')", name="action"),)
+    __table_args__ = (
+        CheckConstraint("action IN ('publish', 'rollback', 'withdraw')", name="action"),
+    )
 
 
 class AuditRow(Base):
@@ -221,7 +223,13 @@ def shown_url(url: str) -> str:
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves: sqlite3 would start it too late
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "busy_timeout=30000",
+        "secure_delete=ON",  # what is removed is not left in free pages
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 

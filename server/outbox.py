@@ -5,13 +5,14 @@ an older head or channel is never written over a newer one. A file that a crash 
 row is written again at the next start.
 """
 
+import secrets
 from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.errors import ArtifactError
-from handbill.generator.artifacts import Channel, read_channel, write_channel
+from handbill.generator.artifacts import Channel, public_pem, read_channel, write_channel
 from handbill.server.audit import sign_head
 from handbill.server.repository import UnitOfWork
 
@@ -24,6 +25,25 @@ class Outbox:
     def __init__(self, root: Path, key: Ed25519PrivateKey) -> None:
         self._root = root
         self._key = key
+
+    def claim(self) -> None:
+        """Write the publisher's public key, once.
+
+        Raises:
+            ArtifactError: The registry belongs to another key.
+        """
+        self._root.mkdir(parents=True, exist_ok=True)
+        path = self._root / "publisher.pub"
+        mine = public_pem(self._key.public_key())
+        if not path.is_file():  # whole or not at all: others may be opening the registry too
+            draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+            draft.write_bytes(mine)
+            draft.rename(path)
+        if path.read_bytes() != mine:
+            raise ArtifactError(
+                f"{path}: this registry belongs to another publishing key; use the key it was "
+                "made with"
+            )
 
     def write_head(self, uow: UnitOfWork) -> None:
         """Sign the audit chain's last committed entry."""
@@ -41,7 +61,7 @@ class Outbox:
         """
         step = uow.channels.history(tenant)[-1]
         wanted = Channel(
-            tenant=tenant, digest=step.digest, serial=step.serial, published=step.published_at
+            tenant=tenant, digest=step.served, serial=step.serial, published=step.published_at
         )
         try:
             found = read_channel(self._root, tenant, self._key.public_key())

@@ -120,12 +120,16 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """One step of a tenant's channel history; the highest ``serial`` is what is served."""
+    """One step of a tenant's channel history; the highest ``serial`` is what is served.
+
+    ``withdraw`` takes the channel away: its ``digest`` was served until then, now it is what
+    everyone is served.
+    """
 
     tenant: str
     serial: int
     digest: str
-    action: Literal["publish", "rollback"]
+    action: Literal["publish", "rollback", "withdraw"]
     published_at: str
 
     @property
@@ -133,12 +137,22 @@ class Publication:
         """Return ``tenant#serial``, the step's name in the audit chain."""
         return f"{self.tenant or 'global'}#{self.serial}"
 
+    @property
+    def served(self) -> str:
+        """Return the digest that is served from here on; empty for a withdrawn channel."""
+        return "" if self.action == "withdraw" else self.digest
+
 
 def still_published(history: Sequence[Publication]) -> list[str]:
-    """Return the digests that a channel can go back through; the last is served now."""
+    """Return the digests that a channel can go back through; the last is served now.
+
+    Nobody goes back past a withdrawal.
+    """
     digests: list[str] = []
     for step in history:
-        if step.action == "rollback":
+        if step.action == "withdraw":
+            digests = []
+        elif step.action == "rollback":
             digests = digests[:-1]
         else:
             digests.append(step.digest)

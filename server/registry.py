@@ -2,19 +2,19 @@
 
 A file comes first and its row after, inside one transaction: :class:`ArtifactStore` puts the
 sealed folder on disk, then {round, artifact, ledger heads, audit entry} commit together. A crash
-in between leaves a folder that no row names, which :meth:`Registry.recover` removes. Publishing is
-the other way round: the row is the truth, the signed channel file is written from it and written
-again whenever they differ. Both happen under the database's one-writer lock.
+in between leaves a folder that no row names, which :mod:`handbill.server.recovery` removes.
+Publishing is the other way round: the row is the truth, the signed channel file is written from it
+and written again whenever they differ. Both happen under the database's one-writer lock.
 
-Folder: ``<home>/registry/{store/<hex>/, channels/<tenant>.json, publisher.pub, audit-head.json}``.
+Folder: ``<home>/registry/{store/<hex>/, channels/<tenant>.json, vault/<tenant>.key, publisher.pub,
+audit-head.json}``.
 """
 
 import logging
 import os
-import secrets
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from handbill.generator.artifacts import (
     sha256_digest,
     utc_now,
 )
+from handbill.generator.vault import Vault, check_locked
 from handbill.privacy.faults import faultpoint
 from handbill.server.outbox import Outbox
 from handbill.server.records import (
@@ -53,15 +54,6 @@ log = logging.getLogger(__name__)
 PUBLISHER_KEY: Final = Path("keys/publisher.key")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
-    """What :meth:`Registry.recover` put right."""
-
-    orphans: tuple[str, ...]
-    abandoned: tuple[str, ...]
-    channels: tuple[str, ...]
-
-
 class Registry:
     """Everything the operator keeps, below ``home``, signed with ``key``.
 
@@ -69,16 +61,17 @@ class Registry:
         home: The server's folder; made if it is not there.
         key: The publisher's key; a registry belongs to one key for good.
         url: Database; SQLite in ``home`` if empty.
+        kek: File of the key-encryption key; ``keys/vault.kek`` in ``home`` if empty.
     """
 
-    def __init__(self, home: Path, key: Ed25519PrivateKey, *, url: str = "") -> None:
+    def __init__(self, home: Path, key: Ed25519PrivateKey, *, url: str = "", kek: str = "") -> None:
         self.root = home / "registry"
+        self.vault = Vault(self.root, kek)
         self.store = ArtifactStore(self.root / "store")
         self.public_key = key.public_key()
         self._key = key
-        self._outbox = Outbox(self.root, key)
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._claim()
+        self.outbox = Outbox(self.root, key)
+        self.outbox.claim()
         self.database = Database(url or f"sqlite:///{home.absolute() / 'server.db'}")
 
     # -- roster and runs ---------------------------------------------------------------------
@@ -90,14 +83,14 @@ class Registry:
             uow.merchants.put(merchant)
             complete_roster(uow.merchants, self._key)
             facts = sha256_digest(canonical_json(asdict(merchant)))
-            self._commit(uow, actor, "merchant.enrol", merchant.id, facts)
+            self.record(uow, actor, "merchant.enrol", merchant.id, facts)
 
     def revoke(self, merchant_id: str, *, actor: str = "operator") -> None:
         """Take a merchant off the roster; its committed contributions stay."""
         with self.database.begin() as uow:
             merchant = uow.merchants.revoke(merchant_id)
             complete_roster(uow.merchants, self._key)
-            self._commit(uow, actor, "merchant.revoke", merchant_id, merchant.revoked_at)
+            self.record(uow, actor, "merchant.revoke", merchant_id, merchant.revoked_at)
 
     def roster(self) -> Roster:
         """Return the signed log of who may take part, as merchants read it."""
@@ -110,13 +103,13 @@ class Registry:
         """Write that a training run began."""
         with self.database.begin() as uow:
             uow.rounds.start_run(run)
-            self._commit(uow, actor, "run.start", run.id, run.base_digest)
+            self.record(uow, actor, "run.start", run.id, run.base_digest)
 
     def end_run(self, run_id: str, status: RunStatus, *, actor: str = "server") -> None:
         """Write how a training run ended."""
         with self.database.begin() as uow:
             uow.rounds.end_run(run_id, status)
-            self._commit(uow, actor, "run.end", run_id, status)
+            self.record(uow, actor, "run.end", run_id, status)
 
     # -- rounds ------------------------------------------------------------------------------
 
@@ -136,7 +129,7 @@ class Registry:
         closed = replace(attempt, status="abandoned", closed_at=utc_now())
         with self.database.begin() as uow:
             uow.rounds.close(closed)
-            self._commit(uow, actor, "round.abandon", attempt.name, reason)
+            self.record(uow, actor, "round.abandon", attempt.name, reason)
 
     def commit_round(
         self,
@@ -198,7 +191,7 @@ class Registry:
             if folder is not None and manifest is not None:
                 self._add_artifact(uow, folder, manifest)
             faultpoint("registry.commit.before")
-            self._commit(uow, actor, "round.commit", attempt.name, committed.facts())
+            self.record(uow, actor, "round.commit", attempt.name, committed.facts())
         faultpoint("registry.commit.after")
         log.info("round_committed", extra={"round": attempt.name, "digest": committed.aggregate})
         return committed
@@ -235,21 +228,41 @@ class Registry:
             folder, key=self._key, kind=kind, tenant=tenant, version=version, **fields
         )
 
-    def register_tenant_artifact(self, folder: Path, *, actor: str = "server") -> Artifact:
-        """Add one tenant's own sealed adapter.
+    def locker(self, tenant: str) -> Callable[[bytes], bytes]:
+        """Return what locks the weights of a tenant's own adapter, with a key it has from now on.
 
         Raises:
-            ArtifactError: not sealed by this registry, not a tenant's, or not the next version.
+            ArtifactError: the tenant is revoked.
+        """
+        with self.database.begin() as uow:
+            _refuse_revoked(uow, tenant)
+            self.vault.add(tenant)
+        return partial(self.vault.lock, tenant)
+
+    def register_tenant_artifact(self, folder: Path, *, actor: str = "server") -> Artifact:
+        """Add one tenant's own sealed adapter, locked with its key.
+
+        Raises:
+            ArtifactError: not sealed by this registry, not a tenant's, not locked, of one that is
+                revoked, or not the next version.
         """
         manifest = artifacts.verify(folder, self.public_key)
         if manifest.kind != "tenant":
             raise ArtifactError(f"{folder}: kind {manifest.kind!r}; a round commits global ones")
         check_tenant(manifest.tenant)
+        check_locked(manifest)
         with self.database.begin() as uow:
+            _refuse_revoked(uow, manifest.tenant)
             artifact = self._add_artifact(uow, folder, manifest)
             facts = f"{manifest.tenant} version {manifest.version}"
-            self._commit(uow, actor, "artifact.register", artifact.digest, facts)
+            self.record(uow, actor, "artifact.register", artifact.digest, facts)
         return artifact
+
+    def verified(self, digest: str) -> Manifest:
+        """Check an artifact's files and signature, and return its manifest."""
+        if digest not in self.store:
+            raise ArtifactError(f"{digest}: its files are not in the store; were they removed?")
+        return artifacts.verify(self.store.path(digest), self.public_key)
 
     def _add_artifact(self, uow: UnitOfWork, folder: Path, manifest: Manifest) -> Artifact:
         """Add rows first, then the folder; the caller commits, so the file is always first."""
@@ -284,7 +297,8 @@ class Registry:
 
         Raises:
             MissingError: no such artifact.
-            ArtifactError: it does not verify, or belongs to another tenant.
+            ArtifactError: it does not verify, or belongs to another tenant, or to one that is
+                revoked.
         """
         with self.database.begin() as uow:
             artifact = uow.artifacts.get(digest)
@@ -294,12 +308,13 @@ class Registry:
                 raise ArtifactError(
                     f"{digest}: is {artifact.tenant}'s own; it can be served to nobody else"
                 )
-            artifacts.verify(self.store.path(digest), self.public_key)
+            _refuse_revoked(uow, artifact.tenant)
+            self.verified(digest)
             history = uow.channels.history(tenant)
-            if not history or history[-1].digest != digest:
+            if not history or history[-1].served != digest:
                 self._step(uow, tenant, digest, "publish", actor)
         with self.database.begin() as uow:
-            return self._outbox.write_channel(uow, tenant)[0]
+            return self.outbox.write_channel(uow, tenant)[0]
 
     def rollback(self, tenant: str = "", *, actor: str = "operator") -> Channel:
         """Serve again what was published before; going back twice goes two steps back.
@@ -311,10 +326,27 @@ class Registry:
             published = still_published(uow.channels.history(tenant))
             if len(published) < 2:
                 raise MissingError(f"channel {tenant or 'global'}: nothing was published before")
-            artifacts.verify(self.store.path(published[-2]), self.public_key)
+            self.verified(published[-2])
             self._step(uow, tenant, published[-2], "rollback", actor)
         with self.database.begin() as uow:
-            return self._outbox.write_channel(uow, tenant)[0]
+            return self.outbox.write_channel(uow, tenant)[0]
+
+    def withdraw(self, tenant: str, *, actor: str = "operator") -> Channel:
+        """Serve a tenant what everyone is served, from now on; there is no way back past this.
+
+        Withdrawing twice is the same as once.
+
+        Raises:
+            MissingError: the tenant has no channel.
+        """
+        with self.database.begin() as uow:
+            history = uow.channels.history(check_tenant(tenant))
+            if not history:
+                raise MissingError(f"channel {tenant}: nothing was ever published to it")
+            if history[-1].served:
+                self._step(uow, tenant, history[-1].served, "withdraw", actor)
+        with self.database.begin() as uow:
+            return self.outbox.write_channel(uow, tenant)[0]
 
     def _step(self, uow: UnitOfWork, tenant: str, digest: str, action: Any, actor: str) -> None:
         if tenant:
@@ -327,68 +359,28 @@ class Registry:
             published_at=utc_now(),
         )
         uow.channels.add(step)
-        self._commit(uow, actor, f"channel.{action}", step.name, digest)
+        self.record(uow, actor, f"channel.{action}", step.name, digest)
 
-    # -- start-up ----------------------------------------------------------------------------
+    # -- audit -------------------------------------------------------------------------------
 
-    def recover(self, *, actor: str = "server") -> Recovery:
-        """Put right what a crash may have left; run it when a coordinator starts.
-
-        Removes folders that no row names, closes open attempts as abandoned (whoever opened them
-        cannot commit them any more), and writes channel files that differ from their row.
-        """
-        with self.database.begin() as uow:
-            open_rounds = [r for r in uow.rounds.all() if r.status == "open"]
-            for attempt in open_rounds:
-                uow.rounds.close(replace(attempt, status="abandoned", closed_at=utc_now()))
-                uow.audit.append(
-                    actor=actor,
-                    action="round.abandon",
-                    object_=attempt.name,
-                    result="open when the server started",
-                )
-            orphans = [digest for digest in self.store if uow.artifacts.get(digest) is None]
-            for digest in orphans:
-                shutil.rmtree(self.store.path(digest))
-            for leftover in self.store.root.glob(".adding-*"):
-                shutil.rmtree(leftover)
-            tenants = uow.channels.tenants()
-            rewritten = [t for t in tenants if self._outbox.write_channel(uow, t)[1]]
-            uow.commit()
-            self._outbox.write_head(uow)
-        found = Recovery(
-            orphans=tuple(orphans),
-            abandoned=tuple(r.name for r in open_rounds),
-            channels=tuple(rewritten),
-        )
-        log.info("registry_recovered", extra=asdict(found))
-        return found
-
-    def _commit(self, uow: UnitOfWork, actor: str, action: str, object_: str, result: str) -> None:
-        """Add the audit entry, commit, and sign the new head."""
+    def record(self, uow: UnitOfWork, actor: str, action: str, object_: str, result: str) -> None:
+        """Add an entry to the audit chain, commit the unit of work, and sign the new head."""
         uow.audit.append(actor=actor, action=action, object_=object_, result=result)
         uow.commit()
-        self._outbox.write_head(uow)
+        self.outbox.write_head(uow)
 
-    def _claim(self) -> None:
-        path = self.root / "publisher.pub"
-        mine = artifacts.public_pem(self.public_key)
-        if not path.is_file():  # whole or not at all: others may be opening the registry too
-            draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-            draft.write_bytes(mine)
-            draft.rename(path)
-        if path.read_bytes() != mine:
-            raise ArtifactError(
-                f"{path}: this registry belongs to another publishing key; use the key it was "
-                "made with"
-            )
+
+def _refuse_revoked(uow: UnitOfWork, tenant: str) -> None:
+    if any(m.id == tenant and m.revoked_at for m in uow.merchants.all(revoked=True)):
+        raise ArtifactError(f"{tenant}: is revoked; no adapter of its own is taken or published")
 
 
 def open_registry(home: Path, *, create: bool = False) -> Registry:
     """Open the registry of a server's home with its own key.
 
     The database is ``HANDBILL_DATABASE`` (an environment variable, because a URL may hold a
-    password), or ``server.db`` in ``home``.
+    password), or ``server.db`` in ``home``; the key-encryption key is the file ``HANDBILL_KEK``,
+    or ``keys/vault.kek`` in ``home``.
 
     Raises:
         MissingError: there is none and ``create`` is false.
@@ -396,4 +388,12 @@ def open_registry(home: Path, *, create: bool = False) -> Registry:
     if not create and not (home / PUBLISHER_KEY).is_file():
         raise MissingError(f"{home}: no registry here; run handbill server init, or give --home")
     key = artifacts.load_or_create_key(home / PUBLISHER_KEY)
-    return Registry(home, key, url=os.environ.get("HANDBILL_DATABASE", ""))
+    registry = Registry(
+        home,
+        key,
+        url=os.environ.get("HANDBILL_DATABASE", ""),
+        kek=os.environ.get("HANDBILL_KEK", ""),
+    )
+    if create:
+        registry.vault.create_kek()
+    return registry

@@ -103,6 +103,11 @@ class InvitationRepository:
         row = self._session.get_one(orm.InvitationRow, key)
         row.used_at = at
 
+    def remove(self, merchant: str) -> None:
+        """Remove a merchant's, used or not."""
+        row = orm.InvitationRow
+        self._session.execute(delete(row).where(row.merchant == merchant))
+
 
 class LeaseRepository:
     """The lease of the coordinator that takes rounds."""

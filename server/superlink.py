@@ -10,9 +10,11 @@ import json
 import os
 import secrets
 import shutil
+import sqlite3
 import ssl
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,6 +107,27 @@ class SuperLink:
         if node is not None:
             self._flwr("supernode", "unregister", str(node), CONNECTION)
             self._keep(nodes)
+
+    def forget(self, merchant: str) -> None:
+        """Remove a merchant's node key, and what was delivered from Flower's state.
+
+        Flower deletes a message once it is delivered, which leaves its bytes in free pages.
+
+        Raises:
+            FlowerError: The state is in use all the time.
+        """
+        (self.folder / f"{merchant}.pub").unlink(missing_ok=True)
+        state = self.folder / "state.db"
+        if not state.is_file():
+            return
+        try:
+            with closing(sqlite3.connect(state, timeout=30.0)) as database:
+                database.execute("VACUUM")
+                (busy, *_) = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError as error:
+            raise FlowerError(f"{state}: {error}; stop the server, then forget again") from error
+        if busy:
+            raise FlowerError(f"{state}: in use; stop the server, then forget again")
 
     def nodes(self) -> dict[str, int]:
         """Flower node id of each registered merchant."""

@@ -43,6 +43,7 @@ from handbill.server.probe import probe_loss
 from handbill.server.progress import Progress
 from handbill.server.records import Round, Run
 from handbill.server.records import Stage as RoundStage
+from handbill.server.recovery import recover
 from handbill.server.registry import PUBLISHER_KEY, Registry
 from handbill.server.settings import ServerSettings
 from handbill.server.tracking import Trackers
@@ -95,13 +96,17 @@ class Training:
             publish: Serve what was trained when it is done.
 
         Raises:
-            InputError: Sums are to be secure, and too few merchants are enrolled for one.
+            InputError: Sums are to be secure, and too few merchants are enrolled for one; or the
+                key-encryption key cannot be used.
+            MissingError: There is no key-encryption key.
             RoundError: A round could not be committed in :data:`ATTEMPTS` attempts, or another
                 coordinator is at work or took over.
         """
         self._cohort.check_size()
+        if self._settings.recipe.personal_steps:
+            self._registry.vault.check()  # before a merchant has paid for what could not be kept
         with Lease(self._registry.database):
-            self._registry.recover()
+            recover(self._registry)
             self._train(run, publish=publish)
 
     def _train(self, run: str, *, publish: bool) -> None:
@@ -167,10 +172,7 @@ class Training:
         parent: str = "",
         ring: Ring | None = None,
     ) -> RoundPlan:
-        shared = stage in {
-            "warmup",
-            "global",
-        }  # by all: what a shop trains for itself is not hurried
+        shared = stage in {"warmup", "global"}  # what a shop trains for itself is not hurried
         return RoundPlan(
             run=run,
             round=number,
@@ -288,7 +290,10 @@ class Training:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
                 card = self._card(attempt, tenant=report.merchant, privacy=[report.privacy])
-                write_adapter(folder, spec=self.spec, base=self.base, tensors=own, card=card)
+                lock = self._registry.locker(report.merchant)
+                write_adapter(
+                    folder, spec=self.spec, base=self.base, tensors=own, card=card, lock=lock
+                )
                 self._registry.seal(
                     folder,
                     kind="tenant",
@@ -372,7 +377,10 @@ class Training:
     def _publish(self, run: str, digest: str) -> None:
         self._registry.publish("", digest)
         with self._registry.database.begin() as uow:
-            own = [a for a in uow.artifacts.all() if a.tenant and a.manifest["run"] == run]
+            members = {m.id for m in uow.merchants.all()}  # who was revoked is not published
+            own = [
+                a for a in uow.artifacts.all() if a.tenant in members and a.manifest["run"] == run
+            ]
         for artifact in own:
             self._registry.publish(artifact.tenant, artifact.digest)
         self.progress.note("published", run=run, digest=digest, own=[a.tenant for a in own])

@@ -5,13 +5,13 @@ the audit chain with its signed head, and the signed channel files. Any one of t
 edited behind our back; a consistent lie needs the publisher's key.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from handbill.errors import ArtifactError, HandbillError
 from handbill.generator import artifacts
-from handbill.server.audit import AuditEntry, chain_problems, read_head
+from handbill.server.audit import AuditEntry, chain_problems, forgotten, read_head, removed
 from handbill.server.outbox import HEAD_FILE
 from handbill.server.records import Artifact, Publication, Round
 from handbill.server.registry import Registry
@@ -28,16 +28,35 @@ class Verification:
     problems: tuple[str, ...]
 
 
-def verify_artifact(registry: Registry, artifact: Artifact) -> list[str]:
-    """Check one artifact: files, signature, and that its row says the same."""
+def verify_artifact(
+    registry: Registry, artifact: Artifact, *, gone: Collection[str] | None = None
+) -> list[str]:
+    """Check one artifact: files, signature, and that its row says the same.
+
+    Args:
+        registry: Where it is.
+        artifact: Its row.
+        gone: Artifacts whose files were removed on purpose, where that is known already: their
+            rows must still be what was signed.
+    """
+    if gone is None:
+        with registry.database.begin() as uow:
+            gone = removed(uow.audit.all())
+    name = f"artifact {artifact.digest}"
+    folder, problems = registry.store.path(artifact.digest), list[str]()
     try:
-        manifest = artifacts.verify(registry.store.path(artifact.digest), registry.public_key)
+        if artifact.digest in gone:
+            manifest = artifacts.Manifest.from_bytes(artifacts.canonical_json(artifact.manifest))
+            if manifest.digest != artifact.digest:
+                problems.append(f"{name}: the database row differs from the signed manifest")
+            if folder.exists():
+                problems.append(f"{folder}: was removed and is there again; do it once more")
+        else:
+            manifest = artifacts.verify(folder, registry.public_key)
+            if manifest.digest != artifact.digest:
+                problems.append(f"{name}: the folder holds {manifest.digest}")
     except HandbillError as error:
         return [str(error)]
-    name = f"artifact {artifact.digest}"
-    problems = []
-    if manifest.digest != artifact.digest:
-        problems.append(f"{name}: the folder holds {manifest.digest}")
     if asdict(manifest) != artifact.manifest:
         problems.append(f"{name}: the database row differs from the signed manifest")
     row = (artifact.kind, artifact.tenant, artifact.version, artifact.created_at)
@@ -59,8 +78,10 @@ def verify_registry(registry: Registry) -> Verification:
         histories = {tenant: uow.channels.history(tenant) for tenant in uow.channels.tenants()}
         problems = [*audit_problems(registry, chain), *_channel_file_problems(registry, histories)]
     known = {artifact.digest: artifact for artifact in found}
+    gone = removed(chain)
     for artifact in found:
-        problems += verify_artifact(registry, artifact)
+        problems += verify_artifact(registry, artifact, gone=gone)
+    problems += _key_problems(registry, chain)
     problems += _lineage_problems(known, chain)
     problems += _folder_problems(registry, known)
     problems += _round_problems(rounds, known, chain)
@@ -110,6 +131,14 @@ def _folder_problems(registry: Registry, known: dict[str, Artifact]) -> Iterator
             yield f"{registry.store.path(digest)}: no row names this folder"
 
 
+def _key_problems(registry: Registry, chain: list[AuditEntry]) -> Iterator[str]:
+    for tenant in sorted(forgotten(chain) & set(registry.vault)):
+        yield (
+            f"{registry.vault.folder}: the key of {tenant}, which was forgotten, is there again; "
+            f"handbill server forget {tenant}"
+        )
+
+
 def _round_problems(
     rounds: list[Round], known: dict[str, Artifact], chain: list[AuditEntry]
 ) -> Iterator[str]:
@@ -155,7 +184,7 @@ def _channel_file_problems(
         newest = history[-1]
         if channel is None:
             yield f"{path}: missing; starting the server writes it again"
-        elif (channel.digest, channel.serial) != (newest.digest, newest.serial):
+        elif (channel.digest, channel.serial) != (newest.served, newest.serial):
             yield f"{path}: serial {channel.serial}, but the database says {newest.serial}"
     for path in sorted((registry.root / "channels").glob("*.json")):
         if path not in expected:

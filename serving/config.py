@@ -17,7 +17,10 @@ class ServingConfig:
     """How the service runs. Every field may come from the environment (:meth:`from_env`).
 
     Attributes:
-        registry: The publisher's registry folder: ``store/``, ``channels/``, ``publisher.pub``.
+        registry: The publisher's registry folder: ``store/``, ``channels/``, ``vault/``,
+            ``publisher.pub``.
+        kek: File of the key-encryption key of tenants' adapters; ``../keys/vault.kek`` of the
+            registry when empty.
         state: This service's own folder: database, pepper, Ray's files.
         base: Name, folder or hub id of the base model.
         database_url: SQLAlchemy URL; SQLite in ``state`` when empty.
@@ -40,6 +43,7 @@ class ServingConfig:
 
     registry: Path
     state: Path
+    kek: str = ""
     base: str = "smollm2-135m"
     database_url: str = ""
     host: str = "127.0.0.1"

@@ -1,8 +1,9 @@
 """The read side of the registry: which verified artifact each tenant is served.
 
-A tenant's own channel decides, else everybody's (the global model), else the base model. An
-artifact becomes routable only after its signature, every file's digest, the base model it was
-trained on and its tensors were checked. A publication that fails keeps what was served before.
+A tenant's own channel decides, else everybody's (the global model), else the base model. A channel
+that was withdrawn decides nothing. An artifact becomes routable only after its signature, every
+file's digest, the base model it was trained on and its tensors were checked. A publication that
+fails keeps what was served before.
 A channel's serial never goes back, also over restarts: who can write the folder but not sign
 cannot bring an old version back.
 """
@@ -18,7 +19,7 @@ from typing import Final, Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from handbill.errors import ArtifactError, HandbillError
-from handbill.generator.adapters import Adapter, read_adapter
+from handbill.generator.adapters import Adapter
 from handbill.generator.artifacts import (
     GLOBAL_CHANNEL,
     ArtifactStore,
@@ -30,6 +31,7 @@ from handbill.generator.artifacts import (
     verify,
 )
 from handbill.generator.base_models import BaseModel
+from handbill.generator.vault import Vault, open_adapter
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +93,19 @@ class Verifier:
     """Reads artifacts of one registry, every check first.
 
     The publisher's public key is read once and kept: a key file that is changed later changes
-    nothing until the operator starts the service again.
+    nothing until the operator starts the service again. Keys of tenants are read anew for each
+    artifact: one that was destroyed opens nothing more.
+
+    Args:
+        root: The registry's folder.
+        base: The base model of this service.
+        kek: See :class:`~handbill.generator.vault.Vault`.
     """
 
-    def __init__(self, root: Path, base: BaseModel) -> None:
+    def __init__(self, root: Path, base: BaseModel, *, kek: str = "") -> None:
         self.root = root
         self.base = base
+        self._vault = Vault(root, kek)
         self._key: Ed25519PublicKey | None = None
 
     @property
@@ -111,7 +120,9 @@ class Verifier:
 
         Raises:
             ArtifactError: It is missing, changed, not signed by the publisher, of another base
-                model, or not a plain LoRA adapter.
+                model, not a plain LoRA adapter, or locked with a key that is gone.
+            MissingError: It is locked, and there is no key-encryption key.
+            InputError: It is locked, and the key-encryption key is another one.
         """
         store = ArtifactStore(self.root / "store")
         if self.key is None or digest not in store:
@@ -124,7 +135,7 @@ class Verifier:
                 f"{digest}: trained on base {manifest.base_name} ({manifest.base_digest}), this "
                 f"service runs {self.base.name} ({self.base.digest})"
             )
-        return manifest, read_adapter(store.path(digest))
+        return manifest, open_adapter(store.path(digest), manifest, self._vault)
 
     def adapter(self, digest: str) -> Adapter:
         """Read one artifact's tensors; what an engine is given to load with."""
@@ -208,10 +219,12 @@ class Registry:
         serial, digest = self._marks.read(name)
         if channel.serial < serial or (channel.serial == serial and channel.digest != digest):
             raise ArtifactError(f"channel {name}: serial {channel.serial} after {serial} refused")
-        route = self._verified_route(channel)
+        routes = {k: route for k, route in self._routes.items() if k != name}
+        if channel.digest:
+            routes[name] = self._verified_route(channel)
         self._marks.write(name, channel.serial, channel.digest)
         self._stamps[name] = stamp
-        self._routes = {**self._routes, name: route}
+        self._routes = routes
         log.info(
             "channel_served",
             extra={"channel": name, "artifact": channel.digest, "serial": channel.serial},

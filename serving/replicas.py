@@ -54,7 +54,7 @@ class EngineReplica:
         self._engine = TorchEngine(
             model,
             tokenizer,
-            load=Verifier(config.registry, base).adapter,
+            load=Verifier(config.registry, base, kek=config.kek).adapter,
             max_batch=config.max_batch,
             slots=config.slots,
             max_rank=config.max_rank,
@@ -141,7 +141,9 @@ def gateway_app(config: ServingConfig, base: BaseModel) -> Any:
     gateway = Gateway(
         config,
         engine=RemoteEngine(serve.get_deployment_handle(ENGINE, app_name=APP)),
-        registry=Registry(Verifier(config.registry, base), DatabaseMarks(config.url)),
+        registry=Registry(
+            Verifier(config.registry, base, kek=config.kek), DatabaseMarks(config.url)
+        ),
         tenants=open_tenants(config),
         tokenizer=AutoTokenizer.from_pretrained(base.path, local_files_only=True),
     )

@@ -61,6 +61,7 @@ def start_service(config: ServingConfig) -> str:
     config = replace(
         config,
         registry=config.registry.resolve(),
+        kek=config.kek and str(Path(config.kek).resolve()),
         state=config.state.resolve(),
         port=_free_port(config),
     )

@@ -197,7 +197,7 @@ def test_manifests_hold_every_merchants_dp_statement(ran):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
-def test_peft_loads_every_artifact_and_each_writes_differently(ran, base):
+def test_peft_loads_every_artifact_and_each_writes_differently(ran, base, tmp_path):
     import torch
     from peft import PeftModel
 
@@ -205,9 +205,10 @@ def test_peft_loads_every_artifact_and_each_writes_differently(ran, base):
     ids = torch.tensor([tokenizer("This shopper likes")["input_ids"]])
     with torch.no_grad():
         outputs = [model(ids).logits]
-        store = ArtifactStore(ran.registry / "store")
-        for number, digest in enumerate(store):
-            name, folder = f"a{number}", store.path(digest)
+        for number, digest in enumerate(ArtifactStore(ran.registry / "store")):
+            name, folder = f"a{number}", tmp_path / str(number)
+            export = [sys.executable, "-m", "handbill.cli", "models", "export", digest, folder]
+            subprocess.run([*export, "--home", ran.home], check=True)
             if number:
                 model.load_adapter(folder, adapter_name=name)
             else:

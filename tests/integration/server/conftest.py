@@ -85,6 +85,7 @@ def key():
 @pytest.fixture
 def registry(tmp_path, key, database_url):
     registry = Registry(tmp_path / "server", key, url=database_url)
+    registry.vault.create_kek()
     yield registry
     registry.database.close()
 
@@ -108,17 +109,19 @@ class Operator:
             )
         )
 
-    def adapter(self):
+    def adapter(self, tenant=""):
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         tensors = {
             name: self.draws.standard_normal(shape).astype(np.float32)
             for name, shape in trained_shapes(self.spec, self.base).items()
         }
-        write_adapter(folder, spec=self.spec, base=self.base, tensors=tensors, card="# a card\n")
+        lock = self.registry.locker(tenant) if tenant else None
+        how = {"spec": self.spec, "base": self.base, "card": "# a card\n", "lock": lock}
+        write_adapter(folder, tensors=tensors, **how)
         return folder
 
     def sealed(self, number, parent="", *, kind="global", tenant=""):
-        folder = self.adapter()
+        folder = self.adapter(tenant)
         self.registry.seal(
             folder,
             kind=kind,

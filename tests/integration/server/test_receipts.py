@@ -16,6 +16,7 @@ from handbill.errors import RoundError
 from handbill.federation.messages import Receipt
 from handbill.privacy.faults import EXIT_CODE, VARIABLE
 from handbill.server.orm import connect
+from handbill.server.recovery import recover
 from handbill.server.registry import Registry
 
 pytestmark = pytest.mark.integration
@@ -89,7 +90,7 @@ def test_round_and_receipts_are_committed_together(operator, key, database_url, 
     )
     assert died.returncode == EXIT_CODE
     again = Registry(registry.root.parent, key, url=database_url)
-    again.recover()
+    recover(again)
     assert (again.last_committed(operator.run) is not None) == committed
     assert again.receipts() == ({"shop-a": receipt(1, "ab")} if committed else {})
     again.database.close()

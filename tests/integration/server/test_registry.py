@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from handbill.errors import ArtifactError, InputError, MissingError, RoundError
 from handbill.generator import artifacts
 from handbill.server.records import Merchant
+from handbill.server.recovery import recover
 from handbill.server.registry import Registry, open_registry
 from handbill.server.verification import verify_registry
 
@@ -99,7 +100,7 @@ def test_a_coordinator_that_was_replaced_cannot_commit(operator, key, database_u
     with pytest.raises(RoundError, match="open already"):
         old.open_round(operator.run, 1, "global", ["shop-a"])
     new = Registry(tmp_path / "server", key, url=database_url)
-    assert new.recover().abandoned == ("run-1/global/1",)
+    assert recover(new).abandoned == ("run-1/global/1",)
     second = new.open_round(operator.run, 1, "global", ["shop-a"])
     assert second.attempt == 2
     with pytest.raises(RoundError, match="taken over"):
@@ -213,14 +214,14 @@ def test_a_crash_before_the_row_leaves_an_orphan_that_recovery_removes(
     assert (orphan in registry.store) is (where == "after file")
     assert registry.last_committed(operator.run).aggregate == first
 
-    found = registry.recover()
+    found = recover(registry)
     assert found.abandoned == ("run-1/global/2",)
     assert found.orphans == ((orphan,) if where == "after file" else ())
     assert [folder.name for folder in registry.store.root.iterdir()] == [first[7:]]
     assert verify_registry(registry).problems == ()
     second = operator.round(2, first)
     assert registry.last_committed(operator.run).aggregate == second
-    assert registry.recover().orphans == ()
+    assert recover(registry).orphans == ()
 
 
 def test_a_crash_between_publication_row_and_file_is_finished_by_recovery(
@@ -233,7 +234,7 @@ def test_a_crash_between_publication_row_and_file_is_finished_by_recovery(
     crash(registry, key, database_url, second, "after row")
     assert served(registry).digest == first
     assert "serial 1" in verify_registry(registry).problems[0]
-    assert registry.recover().channels == ("",)
+    assert recover(registry).channels == ("",)
     assert (served(registry).digest, served(registry).serial) == (second, 2)
     assert verify_registry(registry).problems == ()
 
@@ -304,7 +305,7 @@ def test_a_channel_file_signed_by_somebody_else_is_written_again(operator):
     with pytest.raises(ArtifactError, match="publisher"):
         served(registry)
     assert "not signed" in verify_registry(registry).problems[0]
-    assert registry.recover().channels == ("",)
+    assert recover(registry).channels == ("",)
     assert served(registry) == channel
 
 

@@ -8,6 +8,7 @@ among them by loss (here among a sample of 4,095 others, their section 4.3: at m
 import asyncio
 import math
 import secrets
+from functools import partial
 
 import httpx
 import pytest
@@ -28,6 +29,7 @@ from handbill.generator.artifacts import (
 from handbill.generator.base_models import load_base, make_tiny_base, resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.generator.prompts import CopyRequest, Example, encode_example
+from handbill.generator.vault import Vault
 from handbill.privacy.accounting import calibrate_noise
 from handbill.privacy.events import PrivateSteps
 from handbill.privacy.noise import SecureNoise
@@ -120,10 +122,13 @@ def ask(world):
     config = ServingConfig(
         registry=root, state=folder / "serving", max_tokens=64, max_prompt_tokens=96
     )
-    tenants, keys = open_tenants(config), {}
+    tenants, keys, vault = open_tenants(config), {}, Vault(root)
+    vault.create_kek()
     for serial, tenant in enumerate(("careless", "private"), start=1):
         made = folder / tenant
-        write_adapter(made, spec=model.spec, base=base, tensors=tensors[tenant], card="test\n")
+        vault.add(tenant)
+        how = {"spec": model.spec, "base": base, "card": "test\n"}
+        write_adapter(made, tensors=tensors[tenant], lock=partial(vault.lock, tenant), **how)
         fields = {"base_name": base.name, "base_digest": base.digest}
         seal(made, key=key, kind="tenant", tenant=tenant, version=1, **fields)
         digest = ArtifactStore(root / "store").add(made)

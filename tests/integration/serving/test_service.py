@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,7 @@ from handbill.generator.artifacts import (
     write_channel,
 )
 from handbill.generator.base_models import BaseModel, make_tiny_base, resolve_base
+from handbill.generator.vault import Vault
 from handbill.serving.cli import tenants_app
 from handbill.serving.config import ServingConfig
 from handbill.serving.repository import Repository
@@ -57,7 +59,14 @@ class Home:
             name: draws.standard_normal(shape).astype(np.float32)
             for name, shape in trained_shapes(spec, self.base).items()
         }
-        write_adapter(folder, spec=spec, base=self.base, tensors=tensors, card="test\n")
+        lock = None
+        if tenant:
+            vault = Vault(registry)
+            vault.create_kek()
+            vault.add(tenant)
+            lock = partial(vault.lock, tenant)
+        how = {"spec": spec, "base": self.base, "card": "test\n", "lock": lock}
+        write_adapter(folder, tensors=tensors, **how)
         seal(
             folder,
             key=key,

@@ -8,7 +8,8 @@ from handbill.clients.trainer import Trainer
 from handbill.federation.messages import Recipe
 from handbill.federation.transport import InProcessTransport
 from handbill.generator.adapters import read_adapter
-from handbill.generator.artifacts import load_or_create_key, public_pem, utc_now
+from handbill.generator.artifacts import load_or_create_key, public_pem, utc_now, verify
+from handbill.generator.vault import open_adapter
 from handbill.privacy.noise import TestingNoise
 from handbill.server.optimizer_state import load_state
 from handbill.server.records import Merchant
@@ -109,6 +110,12 @@ class Federation:
     def weights(self, number):
         (one,) = [r for r in self.rounds() if r.number == number]
         return read_adapter(self.registry.store.path(one.aggregate)).tensors
+
+    def own(self, artifact):
+        """A merchant's own adapter, unlocked."""
+        folder = self.registry.store.path(artifact.digest)
+        manifest = verify(folder, self.registry.public_key)
+        return open_adapter(folder, manifest, self.registry.vault).tensors
 
     def state(self, number):
         (one,) = [r for r in self.rounds() if r.number == number]

@@ -6,16 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from handbill.errors import HandbillError, RoundError
+from handbill.errors import ArtifactError, HandbillError, MissingError, RoundError
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
-from handbill.generator.adapters import read_adapter
-from handbill.generator.artifacts import (
-    load_or_create_key,
-    read_channel,
-    verify,
-)
+from handbill.generator.artifacts import load_or_create_key, read_channel, verify
 from handbill.server import cohort, training
+from handbill.server.deletion import forget
 
 SHOPS = ("shop-a", "shop-b", "shop-c")
 
@@ -231,7 +227,7 @@ def test_after_the_rounds_every_merchant_gets_an_adapter_of_its_own(one):
         assert [s["merchant"] for s in manifest.privacy] == [shop]
         channel = read_channel(one.registry.root, shop, one.registry.public_key)
         assert channel.digest == artifact.digest
-    tensors = [read_adapter(one.registry.store.path(a.digest)).tensors for a in own.values()]
+    tensors = [one.own(artifact) for artifact in own.values()]
     assert not same(tensors[0], tensors[1])
     served = read_channel(one.registry.root, "", one.registry.public_key)
     assert served.digest == last.aggregate
@@ -241,7 +237,7 @@ def test_what_a_merchant_sends_as_its_own_is_what_it_is_served(one):
     recipe = Recipe(rounds=1, personal_steps=1, expected_users=8)
     one.train(recipe=recipe)
     (artifact,) = [a for a in one.artifacts() if a.tenant == "shop-b"]
-    served = read_adapter(one.registry.store.path(artifact.digest)).tensors
+    served = one.own(artifact)
     home = one.trainers["shop-b"].home
     from safetensors.numpy import load_file
 
@@ -333,3 +329,54 @@ def test_a_packed_run_goes_on_after_a_crash_to_the_very_same_weights(make):
         broken.train(compression="int8")
     broken.train()
     assert same(whole.weights(3), broken.weights(3))
+
+
+def test_the_own_adapters_of_shops_are_not_in_the_registry_in_plain(one):
+    recipe = Recipe(rounds=1, personal_steps=1, expected_users=8)
+    one.train(recipe=recipe, publish=True)
+    files = [path for path in one.registry.root.rglob("*") if path.is_file()]
+    disk = b"".join(path.read_bytes() for path in files)
+    own = [artifact for artifact in one.artifacts() if artifact.tenant]
+    assert len(own) == len(SHOPS)
+    for artifact in own:
+        for name, value in one.own(artifact).items():
+            assert (value.tobytes()[:32] in disk) is (".lora_A." in name)  # A is everybody's
+    forget(one.registry, "shop-a", wait_s=0)
+    for artifact in own:
+        if artifact.tenant != "shop-a":
+            assert one.own(artifact)
+    with pytest.raises(ArtifactError):
+        one.own(own[0])
+
+
+def test_a_merchant_that_is_forgotten_during_the_last_round_leaves_nothing(one):
+    recipe = Recipe(rounds=1, personal_steps=1, expected_users=8)
+    handle = one.handlers["shop-b"]
+
+    def late(message):
+        answer = handle(message)
+        if any(r.status == "open" and r.stage == "personal" for r in all_rounds(one)):
+            forget(one.registry, "shop-b", wait_s=0)
+        return answer
+
+    one.handlers["shop-b"] = late
+    one.train(recipe=recipe, publish=True)
+    (personal,) = one.rounds(stage="personal")
+    assert personal.survivors == ["shop-a", "shop-c"]
+    assert {a.tenant for a in one.artifacts()} == {"", "shop-a", "shop-c"}
+    assert "shop-b" not in one.registry.vault
+    (refused,) = [f for f in one.facts("reply") if f["error"]]
+    assert "shop-b: is revoked" in refused["error"]
+
+
+def all_rounds(one):
+    with one.registry.database.begin() as uow:
+        return uow.rounds.all()
+
+
+def test_without_the_kek_no_merchant_is_asked_and_none_pays(one):
+    one.registry.vault.kek.unlink()
+    with pytest.raises(MissingError, match="no key-encryption key"):
+        one.train(recipe=Recipe(rounds=1, personal_steps=1, expected_users=8))
+    assert all_rounds(one) == []
+    one.train(recipe=Recipe(rounds=1, personal_steps=0, expected_users=8))

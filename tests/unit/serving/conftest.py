@@ -12,6 +12,8 @@ from transformers import AutoTokenizer
 
 from handbill.generator.adapters import (
     ALL_LINEAR,
+    LOCKED_FILE,
+    WEIGHTS_FILE,
     Adapter,
     AdapterSpec,
     read_adapter,
@@ -28,6 +30,7 @@ from handbill.generator.artifacts import (
     write_channel,
 )
 from handbill.generator.base_models import BaseModel, load_base, make_tiny_base, resolve_base
+from handbill.generator.vault import Vault
 from handbill.serving.api import create_app
 from handbill.serving.config import ServingConfig
 from handbill.serving.engine import TorchEngine
@@ -121,13 +124,22 @@ class Publisher:
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "publisher.pub").write_bytes(public_pem(self.key.public_key()))
         self.store = ArtifactStore(self.root / "store")
+        self.vault = Vault(self.root)
+        self.vault.create_kek()
         self.serial = 0
 
-    def seal(self, adapter: Path, tenant: str = "", **fields: object) -> str:
+    def seal(
+        self, adapter: Path, tenant: str = "", *, locked: bool = True, **fields: object
+    ) -> str:
         folder = self.root.parent / f"sealing-{len(list(self.store))}"
         folder.mkdir()
         for file in adapter.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
+        if tenant and locked:
+            self.vault.add(tenant)
+            weights = (folder / WEIGHTS_FILE).read_bytes()
+            (folder / LOCKED_FILE).write_bytes(self.vault.lock(tenant, weights))
+            (folder / WEIGHTS_FILE).unlink()
         fields = {
             "kind": "tenant" if tenant else "global",
             "tenant": tenant,

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from handbill.generator.adapters import LOCKED_FILE
 from handbill.generator.prompts import CopyRequest, render_prompt
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6, "temperature": 0}
@@ -215,8 +216,8 @@ def test_the_request_id_is_sent_back_and_a_strange_one_is_replaced(service):
 
 
 def test_a_model_that_cannot_be_loaded_is_503_and_says_nothing_of_it(service, publisher):
-    path = publisher.store.path(service.digests["acme"]) / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    path = publisher.store.path(service.digests["acme"]) / LOCKED_FILE
+    path.write_bytes(path.read_bytes() + b"\x01")
     for body in (COPY, COPY | {"stream": True}):
         answer = service.post("/v1/copy", body)
         assert answer.status_code == 503
@@ -232,3 +233,17 @@ def test_health_and_readiness(service):
     service.engine.engine.close()
     assert service.send("GET", "/readyz", tenant=None).status_code == 503
     assert service.post("/v1/copy").status_code == 503
+
+
+def test_a_tenant_whose_key_was_destroyed_is_answered_by_the_global_model(service, publisher):
+    def answered_by(tenant):
+        answer = service.post("/v1/copy", tenant=tenant)
+        assert answer.status_code == 200
+        return answer.json()["system_fingerprint"]
+
+    publisher.point("acme", "")
+    service.gateway._registry.refresh()
+    publisher.vault.destroy("acme")
+    assert answered_by("acme") == answered_by("carl")
+    assert answered_by("acme").startswith("global-v4")
+    assert answered_by("bolt").startswith("tenant-v2")

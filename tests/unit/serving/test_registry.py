@@ -153,3 +153,55 @@ def test_a_swapped_publisher_key_changes_nothing_while_running(
     thief.point("", good)
     assert served(registry) == good
     assert registry.refused == 1
+
+
+def test_a_withdrawn_channel_follows_the_global_one_also_after_a_restart(publisher, adapters, base):
+    marks = MemoryMarks()
+    everyone, newer = (publisher.seal(adapters.folder(i), version=i + 1) for i in range(2))
+    own = publisher.seal(adapters.folder(1), "acme")
+    publisher.point("", everyone)
+    publisher.point("acme", own)
+    registry = Registry(Verifier(publisher.root, base), marks)
+    assert served(registry) == own
+    before = (publisher.root / "channels" / "acme.json").read_bytes()
+    publisher.point("acme", "")
+    assert served(registry) == everyone
+    publisher.point("", newer)
+    assert served(registry) == newer
+    (publisher.root / "channels" / "acme.json").write_bytes(before)  # an old file put back
+    for one in (registry, Registry(Verifier(publisher.root, base), marks)):
+        assert served(one) == newer
+        assert one.refused == 1
+
+
+def test_without_its_key_an_adapter_is_not_served_and_the_others_are(
+    publisher, adapters, registry, caplog
+):
+    everyone = publisher.seal(adapters.folder(0))
+    publisher.point("", everyone)
+    own = {tenant: publisher.seal(adapters.folder(1), tenant) for tenant in ("acme", "bolt")}
+    publisher.vault.destroy("acme")
+    for tenant, digest in own.items():
+        publisher.point(tenant, digest)
+    with caplog.at_level(logging.ERROR):
+        assert served(registry) == everyone
+    assert "acme: has no key" in caplog.records[0].reason
+    assert served(registry, "bolt") == own["bolt"]
+
+
+def test_a_missing_kek_is_told_once_and_a_found_one_is_used(publisher, adapters, base, tmp_path):
+    own = publisher.seal(adapters.folder(1), "acme")
+    publisher.point("acme", own)
+    elsewhere = tmp_path / "elsewhere.kek"
+    publisher.vault.kek.rename(elsewhere)
+    lost = Registry(Verifier(publisher.root, base))
+    assert served(lost) == served(lost) == ""
+    assert lost.refused == 1
+    assert served(Registry(Verifier(publisher.root, base, kek=str(elsewhere)))) == own
+
+
+def test_a_tenants_adapter_in_plain_is_not_served(publisher, adapters, registry):
+    own = publisher.seal(adapters.folder(1), "acme", locked=False)
+    publisher.point("acme", own)
+    assert served(registry) == ""
+    assert registry.refused == 1

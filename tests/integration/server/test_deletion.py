@@ -1,0 +1,547 @@
+"""A merchant is forgotten: what was learnt for it alone opens no more, and all else is as before.
+
+N38 of the threat model: database and artifacts without the key-encryption key tell nothing, renewing
+it fails no request, and what is deleted is gone from every copy.
+"""
+
+import json
+import random
+import shutil
+import sqlite3
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors.numpy import load
+from typer.testing import CliRunner
+
+from handbill.errors import ArtifactError, InputError, MissingError
+from handbill.generator import artifacts
+from handbill.generator.adapters import WEIGHTS_FILE
+from handbill.generator.vault import Vault, open_weights
+from handbill.privacy.faults import VARIABLE, PowerCut
+from handbill.server import commands  # noqa: F401 - adds commands to server_cli
+from handbill.server.certificates import make_certificates
+from handbill.server.cli import models_app, server_cli
+from handbill.server.deletion import forget, prune, rotate_kek, superseded
+from handbill.server.export import export
+from handbill.server.orm import Base
+from handbill.server.records import Invitation, Merchant
+from handbill.server.recovery import recover
+from handbill.server.registry import open_registry
+from handbill.server.settings import ServerSettings
+from handbill.server.verification import verify_artifact, verify_registry
+from handbill.serving import registry as serving
+
+from .conftest import Operator
+
+pytestmark = pytest.mark.integration
+
+PEM = artifacts.public_pem(Ed25519PrivateKey.generate().public_key()).decode()
+POINTS = [
+    "forget.revoked",
+    "forget.withdrawn",
+    "vault.destroy.overwritten",
+    "forget.destroyed",
+    "forget.recorded",
+    "artifact.remove.recorded",
+    "vault.rotate.both",
+    "vault.rotate.wrapped",
+]
+
+
+def enrol(registry, merchant):
+    registry.enrol(
+        Merchant(
+            id=merchant,
+            name=f"The shop {merchant}",
+            public_key=PEM,
+            node_key="ssh-node-key",
+            enrolled_at=artifacts.utc_now(),
+        )
+    )
+
+
+@pytest.fixture
+def shops(operator):
+    """Two merchants with two adapters each, the newer one served; a global model is served."""
+    registry = operator.registry
+    for merchant in ("shop-a", "shop-b"):
+        enrol(registry, merchant)
+    everyone = operator.round(1)
+    own = {
+        m: [operator.tenant_artifact(m, everyone) for _ in range(2)] for m in ("shop-a", "shop-b")
+    }
+    registry.publish("", everyone)
+    for merchant, (older, newer) in own.items():
+        registry.publish(merchant, older)
+        registry.publish(merchant, newer)
+    with registry.database.begin() as uow:
+        for key, used in (("k1", ""), ("k2", artifacts.utc_now())):
+            uow.invitations.add(
+                Invitation(key=key, merchant="shop-a", expires_at="2030-01-01", used_at=used)
+            )
+        uow.commit()
+    return own
+
+
+def opened(registry, digest):
+    folder = registry.store.path(digest)
+    return open_weights(folder, artifacts.verify(folder, registry.public_key), registry.vault)
+
+
+def served(registry, tenant):
+    return artifacts.read_channel(registry.root, tenant, registry.public_key).digest
+
+
+def actions(registry, *, of=None):
+    with registry.database.begin() as uow:
+        return [e.action for e in uow.audit.all() if of in {None, e.object}]
+
+
+def check_forgotten(registry, own):
+    """Everything that must hold after ``forget shop-a``, however often it was begun."""
+    assert served(registry, "shop-a") == ""
+    assert served(registry, "shop-b") == own["shop-b"][1]
+    assert "shop-a" not in registry.vault
+    assert not any(digest in registry.store for digest in own["shop-a"])
+    assert all(opened(registry, digest) for digest in own["shop-b"])
+    with registry.database.begin() as uow:
+        left = uow.merchants.get("shop-a")
+        assert (left.name, left.node_key, left.public_key) == ("", "", PEM)
+        assert left.revoked_at
+        assert uow.merchants.get("shop-b").name == "The shop shop-b"
+        assert uow.invitations.open_for("shop-a") == []
+    assert actions(registry, of="shop-a").count("merchant.forget") == 1
+    assert actions(registry, of="shop-a").count("merchant.revoke") == 1
+    for digest in own["shop-a"]:
+        assert actions(registry, of=digest) == ["artifact.register", "artifact.remove"]
+    assert list(registry.roster().members) == ["shop-b"]
+    assert verify_registry(registry).problems == ()
+
+
+def test_what_was_learnt_for_one_merchant_alone_is_gone_and_all_else_stays(shops, registry):
+    kept = [registry.store.path(d) for d in shops["shop-a"]]
+    copies = [
+        shutil.copytree(folder, folder.with_name(f"copy-{n}")) for n, folder in enumerate(kept)
+    ]
+    done = forget(registry, "shop-a", wait_s=0)
+    assert (done.merchant, done.adapters) == ("shop-a", tuple(shops["shop-a"]))
+    assert done.rounds == 1
+    for copy in copies:  # a back-up's, say: still signed, and noise
+        manifest = artifacts.verify(copy, registry.public_key)
+        with pytest.raises(ArtifactError, match="shop-a: has no key"):
+            open_weights(copy, manifest, registry.vault)
+        shutil.rmtree(copy)
+    check_forgotten(registry, shops)
+
+
+def test_forgetting_again_changes_nothing(shops, registry):
+    first = forget(registry, "shop-a", wait_s=0)
+    before = actions(registry)
+    assert forget(registry, "shop-a", wait_s=0) == first
+    assert actions(registry) == before
+    check_forgotten(registry, shops)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_cut_off_anywhere_it_can_be_done_again(shops, registry, monkeypatch, point):
+    def both():
+        forget(registry, "shop-a", wait_s=0)
+        rotate_kek(registry)
+
+    before = registry.vault.kek.read_text()
+    monkeypatch.setenv(VARIABLE, f"{point}=raise")
+    with pytest.raises(PowerCut):
+        both()
+    monkeypatch.delenv(VARIABLE)
+    if point not in {"forget.revoked", "forget.withdrawn"}:
+        with pytest.raises(ArtifactError, match="shop-a"):
+            registry.vault.lock("shop-a", b"")
+    assert opened(registry, shops["shop-b"][1])
+    both()
+    check_forgotten(registry, shops)
+    (kek,) = registry.vault.kek.read_text().split()
+    assert kek not in before
+
+
+def test_files_that_a_crash_left_are_removed_when_a_coordinator_starts(
+    shops, registry, monkeypatch
+):
+    monkeypatch.setenv(VARIABLE, "artifact.remove.recorded=raise")
+    with pytest.raises(PowerCut):
+        forget(registry, "shop-a", wait_s=0)
+    monkeypatch.delenv(VARIABLE)
+    (problem,) = verify_registry(registry).problems
+    assert "was removed and is there again" in problem
+    assert recover(registry).orphans == (shops["shop-a"][0],)
+    assert verify_registry(registry).problems == ()
+
+
+def test_who_was_never_here_cannot_be_forgotten(registry):
+    with pytest.raises(MissingError, match="'shop-z' was ever here"):
+        forget(registry, "shop-z", wait_s=0)
+    with pytest.raises(InputError):
+        forget(registry, "../shop", wait_s=0)
+
+
+def test_a_round_under_way_brings_nothing_back(shops, registry, operator):
+    early = operator.sealed(0, kind="tenant", tenant="shop-a")
+    lock = registry.locker("shop-a")
+    forget(registry, "shop-a", wait_s=0)
+    with pytest.raises(ArtifactError, match="shop-a: has no key"):
+        lock(b"weights")
+    for late in (
+        lambda: registry.locker("shop-a"),
+        lambda: registry.register_tenant_artifact(early),
+        lambda: registry.publish("shop-a", shops["shop-a"][0]),
+    ):
+        with pytest.raises(ArtifactError, match="shop-a: is revoked"):
+            late()
+    with pytest.raises(MissingError, match="nothing was published before"):
+        registry.rollback("shop-a")
+    check_forgotten(registry, shops)
+
+
+def test_a_merchant_that_comes_back_begins_with_a_new_key(shops, registry, operator):
+    forget(registry, "shop-a", wait_s=0)
+    enrol(registry, "shop-a")
+    new = operator.tenant_artifact("shop-a", "")
+    registry.publish("shop-a", new)
+    assert opened(registry, new)
+    assert served(registry, "shop-a") == new
+    assert verify_registry(registry).problems == ()
+    forget(registry, "shop-a", wait_s=0)
+    assert new not in registry.store
+    assert actions(registry, of="shop-a").count("merchant.forget") == 2
+
+
+def test_verify_names_a_key_that_a_backup_brought_back(shops, registry):
+    key = registry.vault.folder / "shop-a.key"
+    data = key.read_bytes()
+    forget(registry, "shop-a", wait_s=0)
+    key.write_bytes(data)
+    (problem,) = verify_registry(registry).problems
+    assert "the key of shop-a, which was forgotten, is there again" in problem
+    forget(registry, "shop-a", wait_s=0)
+    check_forgotten(registry, shops)
+
+
+def test_a_row_of_a_removed_adapter_must_still_be_what_was_signed(shops, registry):
+    forget(registry, "shop-a", wait_s=0)
+    with registry.database.begin() as uow:
+        artifact = uow.artifacts.get(shops["shop-a"][0])
+    edited = artifact.manifest | {"privacy": []}
+    (problem, *_) = verify_artifact(registry, replace(artifact, manifest=edited))
+    assert "differs from the signed manifest" in problem
+
+
+def test_the_files_of_an_adapter_may_not_be_gone_without_a_word(shops, registry):
+    shutil.rmtree(registry.store.path(shops["shop-b"][0]))
+    assert any("manifest.json" in problem for problem in verify_registry(registry).problems)
+
+
+def test_an_adapter_in_plain_is_not_taken(registry, operator):
+    folder = operator.adapter()
+    fields = {"base_name": operator.base.name, "base_digest": operator.base.digest}
+    registry.seal(folder, kind="tenant", tenant="shop-a", **fields)
+    with pytest.raises(ArtifactError, match="adapter of shop-a is not locked"):
+        registry.register_tenant_artifact(folder)
+    assert list(registry.store) == []
+
+
+# -- N38 ---------------------------------------------------------------------------------------
+
+
+def stolen(registry, folder, url):
+    """All bytes of the registry's folder, and of the database as rows and as SQLite's file."""
+    with registry.database.begin() as uow:
+        rows = [
+            row
+            for table in Base.metadata.sorted_tables
+            for row in uow._session.execute(table.select())
+        ]
+    files = [*folder.rglob("*"), Path(url.removeprefix("sqlite:///"))]
+    return repr(rows).encode() + b"".join(file.read_bytes() for file in files if file.is_file())
+
+
+def test_a_copy_of_everything_but_the_kek_tells_nothing_of_a_shop(
+    shops, registry, database_url, tmp_path
+):
+    copy = shutil.copytree(registry.root, tmp_path / "copy" / "registry")
+    haystack = stolen(registry, copy, database_url)
+    draws = random.Random(38)
+    for digest in [*shops["shop-a"], *shops["shop-b"]]:
+        trained = b"".join(
+            tensor.tobytes()
+            for name, tensor in load(opened(registry, digest)).items()
+            if ".lora_B." in name  # A is drawn from a public seed
+        )
+        for at in draws.choices(range(len(trained) - 16), k=50):
+            assert trained[at : at + 16] not in haystack
+            assert trained[at : at + 16].hex().encode() not in haystack
+    everyone = registry.store.path(served(registry, "")) / WEIGHTS_FILE
+    assert everyone.read_bytes()[-16:] in haystack  # what is there is found
+    with pytest.raises(MissingError, match="no key-encryption key"):
+        Vault(copy).unlock("shop-a", b"x" * 64)
+
+
+def test_after_forgetting_and_rotating_an_old_backup_opens_nothing(shops, registry, tmp_path):
+    backup = shutil.copytree(registry.root, tmp_path / "backup" / "registry")
+    digest, other = shops["shop-a"][1], shops["shop-b"][1]
+
+    def from_backup(digest, kek):
+        folder = backup / "store" / digest.removeprefix("sha256:")
+        return open_weights(
+            folder, artifacts.verify(folder, registry.public_key), Vault(backup, kek)
+        )
+
+    forget(registry, "shop-a", wait_s=0)
+    assert from_backup(digest, registry.vault.kek)  # honest: the old wrapped key, the same KEK
+    assert rotate_kek(registry) == 1
+    for each in (digest, other):
+        with pytest.raises(InputError, match="does not hold"):
+            from_backup(each, registry.vault.kek)
+    assert opened(registry, other)
+    assert actions(registry)[-1] == "kek.rotate"
+    assert verify_registry(registry).problems == ()
+
+
+# -- serving -----------------------------------------------------------------------------------
+
+
+class Requests:
+    """Threads that do what a request does: take the tenant's route, wait a little, load it."""
+
+    def __init__(self, registry, base, tenants):
+        self.verifier = serving.Verifier(registry.root, base)
+        self.routes = serving.Registry(self.verifier)
+        self.routes.start(0.02)
+        self.failures, self.loaded, self._stop = [], [], threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(t,)) for t in tenants]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, tenant):
+        while not self._stop.is_set():
+            adapter = self.routes.route(tenant).adapter
+            time.sleep(0.01)  # on its way to the engine, where nothing is in memory
+            try:
+                self.verifier.adapter(adapter)
+                self.loaded.append((tenant, adapter))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+                self.failures.append((tenant, error))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self.routes.close()
+
+    def wait_for(self, tenant, adapter):
+        until = time.monotonic() + 20
+        while (tenant, adapter) not in self.loaded[-50:]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def test_a_tenant_that_is_forgotten_is_served_the_global_model_and_no_request_fails(
+    shops, registry, operator
+):
+    everyone = served(registry, "")
+    with Requests(registry, operator.base, ["shop-a", "shop-b"]) as requests:
+        requests.wait_for("shop-a", shops["shop-a"][1])
+        forget(registry, "shop-a", wait_s=1.0)
+        requests.wait_for("shop-a", everyone)
+        newer = operator.round(2, everyone)
+        registry.publish("", newer)
+        requests.wait_for("shop-a", newer)  # it follows everybody's model from now on
+        requests.wait_for("shop-b", shops["shop-b"][1])
+    assert requests.failures == []
+
+
+def test_no_request_fails_while_the_kek_is_rotated(shops, registry, operator):
+    with Requests(registry, operator.base, ["shop-a", "shop-b", "shop-a"]) as requests:
+        for _ in range(10):
+            rotate_kek(registry)
+            time.sleep(0.02)
+        requests.loaded.clear()
+        requests.wait_for("shop-a", shops["shop-a"][1])
+    assert requests.failures == []
+
+
+# -- channels, retention, export ---------------------------------------------------------------
+
+
+def test_a_withdrawn_channel_has_no_way_back_and_can_be_published_to_again(shops, registry):
+    registry.withdraw("shop-b")
+    assert registry.withdraw("shop-b").serial == 3
+    assert served(registry, "shop-b") == ""
+    with pytest.raises(MissingError):
+        registry.rollback("shop-b")
+    assert registry.publish("shop-b", shops["shop-b"][1]).serial == 4
+    with pytest.raises(MissingError):
+        registry.rollback("shop-b")
+    with pytest.raises(MissingError, match="nothing was ever published"):
+        registry.withdraw("shop-z")
+    assert verify_registry(registry).problems == ()
+
+
+def test_pruning_keeps_what_is_served_what_a_rollback_needs_and_the_newest(
+    shops, registry, operator
+):
+    everyone = served(registry, "")
+    a = [*shops["shop-a"], *(operator.tenant_artifact("shop-a", everyone) for _ in range(3))]
+    registry.publish("shop-a", a[2])  # was served: 0, 1, 2; never published: 3, 4
+    assert superseded(registry, keep=3) == []
+    assert [x.digest for x in superseded(registry, keep=2)] == [a[0]]
+    assert {x.digest for x in prune(registry, keep=1)} == {a[0], a[1], a[3], shops["shop-b"][0]}
+    assert superseded(registry, keep=1) == prune(registry, keep=1) == []
+    assert everyone in registry.store
+    assert opened(registry, a[2])
+    assert opened(registry, a[4])
+    assert opened(registry, shops["shop-b"][1])
+    assert verify_registry(registry).problems == ()
+    with pytest.raises(ArtifactError, match="were they removed"):
+        registry.rollback("shop-a")
+    with pytest.raises(ArtifactError, match="were they removed"):
+        registry.publish("shop-a", a[3])
+    with pytest.raises(InputError, match="keep=0"):
+        prune(registry, keep=0)
+    assert operator.tenant_artifact("shop-a", everyone)  # versions count on
+    assert verify_registry(registry).problems == ()
+
+
+def test_an_exported_adapter_is_plain_and_has_its_weights(shops, registry, tmp_path):
+    digest = shops["shop-a"][0]
+    export(registry, digest, tmp_path / "out" / "peft")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out" / "peft").iterdir()}
+    assert files.keys() == {"README.md", "adapter_config.json", WEIGHTS_FILE}
+    assert files[WEIGHTS_FILE] == opened(registry, digest)
+    assert json.loads(files["adapter_config.json"])["peft_type"] == "LORA"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["peft"]
+    with pytest.raises(InputError, match="is there already"):
+        export(registry, digest, tmp_path / "out" / "peft")
+    forget(registry, "shop-a", wait_s=0)
+    with pytest.raises(ArtifactError):
+        export(registry, digest, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+# -- commands ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, base, monkeypatch):
+    monkeypatch.delenv("HANDBILL_DATABASE", raising=False)
+    monkeypatch.delenv("HANDBILL_KEK", raising=False)
+    folder = tmp_path / "home" / "server"
+    ServerSettings(base=str(base.path), port=18449).save(folder)
+    make_certificates(folder / "certificates", host="127.0.0.1")
+    registry = open_registry(folder, create=True)
+    operator = Operator(registry, base, tmp_path)
+    enrol(registry, "shop-a")
+    first = operator.round(1)
+    registry.publish("", first)
+    for _ in range(3):
+        registry.publish("shop-a", operator.tenant_artifact("shop-a", first))
+    registry.database.close()
+    return tmp_path / "home"
+
+
+def call(app, home, *arguments, code=0, **how):
+    result = CliRunner().invoke(app, [*arguments, "--home", str(home)], **how)
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def test_forget_asks_first_says_what_is_gone_and_what_stays(home):
+    call(server_cli, home, "forget", "shop-a", code=1, input="n\n")
+    registry = home / "server" / "registry"
+    assert (registry / "vault" / "shop-a.key").is_file()
+    text = call(server_cli, home, "forget", "shop-a", "--wait", "0", input="y\n").stdout
+    database = (home / "server" / "server.db").read_bytes()
+    assert b"The shop shop-a" not in database
+    assert b"ssh-node-key" not in database
+    for words in (
+        "forgot shop-a",
+        "3 adapters of its own",
+        "stays: its id",
+        "1 rounds",
+        "rotate-kek",
+    ):
+        assert words in text
+    assert not (registry / "vault" / "shop-a.key").exists()
+    again = call(server_cli, home, "forget", "shop-a", "--wait", "0", "--yes", "--json").stdout
+    facts = json.loads(again)
+    assert (facts["merchant"], len(facts["adapters"]), facts["rounds"]) == ("shop-a", 3, 1)
+    assert "all sound" in call(models_app, home, "verify").stdout
+
+
+def test_what_flower_delivered_is_not_left_in_its_files(home):
+    folder = home / "server" / "flower"
+    folder.mkdir()
+    (folder / "shop-a.pub").write_text("node key")
+    planted = np.random.default_rng(0).bytes(200_000)
+    with sqlite3.connect(folder / "state.db") as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA secure_delete=OFF")  # some builds of SQLite have it on
+        database.execute("CREATE TABLE object (content BLOB)")
+        database.execute("INSERT INTO object VALUES (?)", (planted,))
+        database.commit()
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.execute("DELETE FROM object")
+    database.close()
+    middle = planted[100_000:100_032]
+    assert middle in (folder / "state.db").read_bytes()
+    call(server_cli, home, "forget", "shop-a", "--wait", "0", "--yes")
+    left = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert middle not in left
+    assert not (folder / "shop-a.pub").exists()
+
+
+def test_rotate_export_prune_and_withdraw_from_the_command_line(home, tmp_path):
+    kek = home / "server" / "keys" / "vault.kek"
+    before = kek.read_text()
+    facts = json.loads(call(server_cli, home, "rotate-kek", "--json").stdout)
+    assert facts == {"kek": str(kek), "tenant_keys": 1}
+    assert kek.read_text() != before
+    assert "1 tenant keys" in call(server_cli, home, "rotate-kek").stdout
+    out = tmp_path / "plain"
+    text = call(models_app, home, "export", "latest", str(out), "--tenant", "shop-a").stdout
+    assert f"wrote {out}" in text
+    assert (out / WEIGHTS_FILE).is_file()
+    call(models_app, home, "prune", "--keep", "1", code=1, input="n\n")
+    facts = json.loads(call(models_app, home, "prune", "--keep", "1", "--yes", "--json").stdout)
+    listed = json.loads(call(models_app, home, "list", "--json").stdout)["models"]
+    assert facts["removed"] == [m["digest"] for m in listed if m["removed"]]
+    assert [m["version"] for m in listed if m["removed"]] == [1, 2]
+    assert "removed" in call(models_app, home, "list").stdout
+    assert "nothing to remove" in call(models_app, home, "prune", "--keep", "1").stdout
+    text = call(models_app, home, "withdraw", "shop-a").stdout
+    assert "shop-a is served what everyone is (serial 4)" in text
+    assert "all sound" in call(models_app, home, "verify").stdout
+
+
+def test_the_kek_may_lie_anywhere_and_its_absence_is_one_clear_error(home, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere.kek"
+    (home / "server" / "keys" / "vault.kek").rename(elsewhere)
+    result = CliRunner().invoke(
+        models_app,
+        ["export", "1", str(tmp_path / "x"), "--tenant", "shop-a", "--home", str(home)],
+    )
+    assert isinstance(result.exception, MissingError)
+    assert "HANDBILL_KEK" in str(result.exception)
+    assert "all sound" in call(models_app, home, "verify").stdout  # needs no key
+    monkeypatch.setenv("HANDBILL_KEK", str(elsewhere))
+    call(models_app, home, "export", "1", str(tmp_path / "x"), "--tenant", "shop-a")
+    monkeypatch.delenv("HANDBILL_KEK")
+    with pytest.raises(MissingError):
+        open_registry(home / "server", create=True)
