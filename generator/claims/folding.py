@@ -23,7 +23,7 @@ _CONFUSABLE: Final = dict(
 # Compatibility would turn these into ASCII, and a comma between clauses into one inside a word.
 _SENTENCE: Final = "，。！？；："
 # What may stand between two clauses: squeezing does not join across it.
-_BREAKS: Final = frozenset(_SENTENCE + "、!?;:\n%…+=$£€¥#")
+_BREAKS: Final = frozenset(_SENTENCE + "、!?;:\n%…+=$£€¥")
 _DISGUISE: Final = str.maketrans("0134578@$!", "oieastbasi")
 _DISGUISED: Final = re.compile(
     r"(?<=[a-z])[0134578@$!]+(?=[a-z])|(?<=[a-z])[034578@$]+(?!\w)|(?<!\w)[0134578@$]+(?=[a-z])"

@@ -66,7 +66,7 @@ def _always(_: str) -> bool:
     return True
 
 
-_NOT_BEFORE: Final = r"(?<![\d.])"
+_NOT_BEFORE: Final = r"(?<![a-z\d.])"
 _NOT_AFTER: Final = r"(?![\d]|\.\d)"
 _GAP: Final = r"[ \-]?"
 _CN_STREET: Final = r"(?:路|街|大道|巷|弄|胡同|里弄|大街|村|新村|小区|花园|苑)"
@@ -81,7 +81,7 @@ _PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...]]
     (
         "email",
         re.compile(
-            r"[a-z0-9][a-z0-9._%+\-]*(?:@| ?[(\[{] ?at ?[)\]}] ?)"
+            r"(?<![a-z0-9._%+\-])[a-z0-9][a-z0-9._%+\-]{0,63}(?:@| ?[(\[{] ?at ?[)\]}] ?)"
             r"(?:[a-z0-9\-]+(?:\.| ?[(\[{] ?dot ?[)\]}] ?))+[a-z]{2,}"
         ),
         _always,
