@@ -28,7 +28,8 @@ _DISGUISE: Final = str.maketrans("0134578@$!", "oieastbasi")
 _DISGUISED: Final = re.compile(
     r"(?<=[a-z])[0134578@$!]+(?=[a-z])|(?<=[a-z])[034578@$]+(?!\w)|(?<!\w)[0134578@$]+(?=[a-z])"
 )
-_ROUND: Final = re.compile(r"(?<=\d)o+(?=\s?%)")
+_ROUND: Final = re.compile(r"(?<=\d)o+(?=[\do]*\s?%)")
+_CAPITAL_I: Final = re.compile(r"(?<=[a-z])I(?=[a-zI])|(?<=[a-z]I)I(?=[a-z])")
 _SPELLED: Final = re.compile(r"(?<![a-z0-9])(?:[a-z][^a-z0-9\n]){2,}[a-z](?![a-z0-9])")
 _HAN: Final = re.compile(r"[\u3400-\u9fff]")
 _LATIN: Final = re.compile(r"[a-z]")
@@ -69,7 +70,7 @@ class Folded:
 
 def fold(text: str) -> Folded:
     """Undo what makes equal-looking texts differ."""
-    pieces = [_fold_char(char) for char in text]
+    pieces = [_fold_char(char) for char in _CAPITAL_I.sub("l", text)]  # clinicaIIy
     folded = "".join(pieces)
     if len(folded) == len(text) and all(pieces):
         return Folded(folded, tuple(range(len(text))))
