@@ -5,15 +5,18 @@ special tokens (:mod:`handbill.generator.prompts`), so it cannot forge a turn.
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Final
 from uuid import uuid4
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 
-from handbill.generator.prompts import plain_ids, render_chat, render_prompt
+from handbill.generator.claims.checker import blocks, check
+from handbill.generator.prompts import CopyRequest, plain_ids, render_chat, render_prompt
 from handbill.serving import refusals
 from handbill.serving.answers import (
     Answer,
@@ -27,8 +30,18 @@ from handbill.serving.answers import (
 from handbill.serving.errors import BadRequestError, ModelNotFoundError
 from handbill.serving.gate import Gate
 from handbill.serving.gateway import Gateway, Job
-from handbill.serving.requests import ChatBody, CompletionBody, CopyBody, Generation
+from handbill.serving.requests import (
+    ChatBody,
+    CheckBody,
+    CompletionBody,
+    CopyBody,
+    Generation,
+    HouseRuleBody,
+)
 from handbill.serving.tenants import Caller
+
+# The words that say that a machine wrote it, by language.
+AI_LABELS: Final = {"zh": "AI 生成", "en": "AI-generated"}
 
 
 def _caller(request: Request) -> Caller:
@@ -74,8 +87,37 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     async def copy(body: CopyBody, request: Request) -> Response:
         """Write copy for a product, for one shopper or for all."""
         room = gateway.config.max_prompt_tokens
-        prompt = render_prompt(gateway.tokenizer, body.request(), max_tokens=room)
-        return await _respond(gateway, request, CopyAnswer, body, [prompt])
+        product = body.request()
+        prompt = render_prompt(gateway.tokenizer, product, max_tokens=room)
+        label = AI_LABELS.get(product.language.partition("-")[0], AI_LABELS["en"])
+        shape = partial(CopyAnswer, label=label, label_place=body.label)
+        return await _respond(gateway, request, shape, body, [prompt], product=product)
+
+    @app.post("/v1/check")
+    async def check_text(body: CheckBody, caller: CallerOf) -> dict[str, Any]:
+        """What is wrong with a text, by the rules and the caller's own."""
+        house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
+        findings = await run_in_threadpool(check, body.text, product=body.product(), house=house)
+        facts = [finding.facts(body.text) for finding in findings]
+        return {"object": "check", "blocked": blocks(findings), "findings": facts}
+
+    @app.get("/v1/claims")
+    async def house_rules(caller: CallerOf) -> dict[str, Any]:
+        """The caller's house rules."""
+        rules = await run_in_threadpool(gateway.tenants.house.list, caller.tenant)
+        return {"object": "list", "data": rules}
+
+    @app.post("/v1/claims", status_code=201)
+    async def add_house_rule(body: HouseRuleBody, caller: CallerOf) -> dict[str, Any]:
+        """Attach substantiation, or name a brand or a text that copy may not hold."""
+        add = gateway.tenants.house.add
+        made = await run_in_threadpool(add, caller.tenant, body.kind, body.value, body.evidence)
+        return {"object": "house_rule", "id": made}
+
+    @app.delete("/v1/claims/{rule}", status_code=204)
+    async def remove_house_rule(rule: int, caller: CallerOf) -> None:
+        """Take one of them away."""
+        await run_in_threadpool(gateway.tenants.house.remove, caller.tenant, rule)
 
     @app.get("/v1/models")
     async def models(caller: CallerOf) -> dict[str, Any]:
@@ -105,11 +147,13 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
 async def _respond(
     gateway: Gateway,
     request: Request,
-    shape: type[Answer],
+    shape: Callable[..., Answer],
     body: Generation,
     prompts: list[list[int]],
+    *,
+    product: CopyRequest | None = None,
 ) -> Response:
-    """Run a request and answer it whole or as a stream."""
+    """Run a request and answer it whole or as a stream; copy for a product only if it passes."""
     caller = _caller(request)
     route = gateway.route(caller, body.model)
     n = body.answers(gateway.config)
@@ -117,6 +161,7 @@ async def _respond(
         raise BadRequestError(f"prompt: at most {gateway.config.max_choices} answers at once")
     if not all(prompts):
         raise BadRequestError("prompt: is empty", param="prompt")
+    house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
     job = Job(
         caller=caller,
         request=request.state.request,
@@ -125,6 +170,8 @@ async def _respond(
         prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(n)),
         prompt_tokens=sum(map(len, prompts)),
         sampling=body.sampling(gateway.config),
+        check=partial(check, product=product, house=house),
+        attempts=gateway.config.copy_attempts if product is not None else 0,
     )
     answer = shape(
         id=f"hb-{uuid4().hex}",

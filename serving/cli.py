@@ -79,6 +79,9 @@ def copy(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest copy.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 for the likeliest copy.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same copy.")] = None,
+    label: Annotated[
+        str, typer.Option(help="Say that a machine wrote it: none, start, end.")
+    ] = "none",
     url: Annotated[str, typer.Option(envvar="HANDBILL_URL", help="The service.")] = DEFAULT_URL,
     key: Annotated[str, typer.Option(envvar="HANDBILL_API_KEY", help="Your API key.")] = "",
     shop: Annotated[str, typer.Option(metavar="ID", help="Use the key of HOME/shops/ID.")] = "",
@@ -98,6 +101,7 @@ def copy(
         "max_tokens": max_tokens,
         "temperature": temperature,
         "seed": seed,
+        "label": label,
     }
     answer = _post(f"{url.rstrip('/')}/v1/copy", body, _key(key, shop, home))
     if as_json:
@@ -105,6 +109,9 @@ def copy(
         return
     for piece in answer["copies"]:
         typer.echo(piece["text"])
+    for piece in answer["blocked"]:
+        rules = ", ".join(dict.fromkeys(found["rule"] for found in piece["findings"]))
+        typer.echo(f"one piece was blocked: {rules}", err=True)
 
 
 @tenants_app.command("add")
@@ -115,7 +122,7 @@ def add(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Add a tenant."""
-    with _tenants(home) as tenants:
+    with open_home(home) as tenants:
         tenants.add(tenant, name)
     typer.echo(f"added {tenant}; next: handbill tenants key {tenant}")
 
@@ -134,7 +141,7 @@ def key_command(
     """Make an API key. It is shown once and cannot be read again."""
     if save is not None and save.exists():
         raise InputError(f"{save}: is there already; a key is never overwritten")
-    with _tenants(home) as tenants:
+    with open_home(home) as tenants:
         made = tenants.new_key(tenant, days=days)
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +163,7 @@ def revoke(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """End a key now."""
-    with _tenants(home) as tenants:
+    with open_home(home) as tenants:
         tenants.revoke(key_id)
     typer.echo(f"revoked {key_id}")
 
@@ -164,7 +171,7 @@ def revoke(
 @tenants_app.command("list")
 def list_tenants(*, as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
     """List tenants, their keys and what they used."""
-    with _tenants(home) as tenants:
+    with open_home(home) as tenants:
         found = tenants.list()
     if as_json:
         typer.echo(json.dumps({"tenants": found}, indent=2, ensure_ascii=False))
@@ -189,7 +196,7 @@ def _config(home: Path, **given: Any) -> "ServingConfig":
 
 
 @contextmanager
-def _tenants(home: Path) -> "Iterator[Tenants]":
+def open_home(home: Path) -> "Iterator[Tenants]":
     """A home's tenants, closed at the end."""
     from handbill.serving.tenants import open_tenants
 

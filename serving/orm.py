@@ -1,9 +1,18 @@
-"""Tables of the serving database: tenants, keys, usage, channel marks."""
+"""Tables of the serving database: tenants, keys, usage, channel marks, house rules of copy."""
 
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Engine, ForeignKey, Index, String, create_engine, event
+from sqlalchemy import (
+    DateTime,
+    Engine,
+    ForeignKey,
+    Index,
+    String,
+    Text,
+    create_engine,
+    event,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -48,6 +57,19 @@ class UsageRow(Base):
     outcome: Mapped[str] = mapped_column(String(16))
     started_at: Mapped[datetime] = mapped_column(DateTime)
     duration_ms: Mapped[int]
+
+
+class HouseRuleRow(Base):
+    """One thing a tenant adds to the rules of copy, or may do beside them."""
+
+    __tablename__ = "house_rule"
+    __table_args__ = (Index("ix_house_rule_tenant", "tenant_id"),)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    kind: Mapped[str] = mapped_column(String(16))
+    value: Mapped[str] = mapped_column(Text)
+    evidence: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(DateTime)
 
 
 class MarkRow(Base):

@@ -11,6 +11,7 @@ from handbill.errors import InputError
 from handbill.generator.artifacts import check_tenant
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import InvalidKeyError
+from handbill.serving.house import House
 from handbill.serving.keys import ApiKey, load_or_create_pepper
 from handbill.serving.migrations import migrate
 from handbill.serving.orm import utc_now
@@ -37,11 +38,15 @@ class Tenants:
     Args:
         repository: An up-to-date serving database.
         pepper: The secret of :mod:`handbill.serving.keys`.
+
+    Attributes:
+        house: What each tenant's copy may and may not say.
     """
 
     def __init__(self, repository: Repository, pepper: bytes) -> None:
         self._repository = repository
         self._pepper = pepper
+        self.house = House(repository)
         # One writer: a request never waits for the disk, and SQLite never sees two.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="usage")
 

@@ -218,7 +218,7 @@ def _copies(folded: Folded, protected: tuple[str, ...]) -> Iterator[Finding]:
 
 @lru_cache(maxsize=256)
 def _grams(protected: tuple[str, ...]) -> frozenset[str]:
-    grams = set()
+    grams: set[str] = set()
     for text in protected:
         plain = "".join(char for char in fold(text).text if char.isalnum())
         for size in (_GRAM, _GRAM_HAN):

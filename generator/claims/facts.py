@@ -56,33 +56,34 @@ _HAN_DIGITS: Final = {c: i for i, c in enumerate("零一二三四五六七八九
     "〇": 0,
 }
 _WORDS: Final = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()
-    )
-} | {"half": 0.5, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "hundred": 100}
+    "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50,
+    "hundred": 100, "half": 0.5,
+}  # fmt: skip
+_WORD: Final = "|".join(_WORDS)
 _UNIT: Final = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 # Counted things in Chinese numerals are figures of speech more often than facts (一天, 两层).
 _HAN_UNIT: Final = "毫升|公斤|千克|厘米|毫米|小时|分钟|升|克|斤|米|寸|瓦|倍"
 _NUMBER: Final = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _HAN_NUMBER: Final = r"[零〇一二两三四五六七八九十百千半]+"
 _CURRENCY: Final = r"(?:rmb|cny|usd|eur|gbp|us\$|[$£€¥₤])"
-_MONEY: Final = r"元|块钱?|dollars?|euros?|pounds? sterling|usd|eur|gbp|rmb|cny|yuan|quid|cents?"
+_MONEY: Final = r"元(?![素气旦宵件宝])|块钱|块(?=$|[,.!?;，。！？；])|dollars?|euros?|pounds? sterling|usd|eur|gbp|rmb|cny|yuan|quid|cents?"
 
 _FACT: Final = re.compile(
-    rf"(?P<discount>(?<![\d.])(?P<d>\d(?:\.\d|\d)?|[一二三四五六七八九][一二三四五六七八九]?)折(?!叠|痕|线|起|成|好|纸|射|返|算|磨|腾|返))"
-    rf"|(?P<percent>(?<![\w.])(?P<p>{_NUMBER}) ?(?:%|percent|per cent)|百分之(?P<hp>{_HAN_NUMBER}|{_NUMBER}))"
+    rf"(?P<discount>(?<![\d.])(?P<d>\d(?:\.\d|\d)?|[一二三四五六七八九][一二三四五六七八九]?)折(?!叠|痕|线|成|好|纸|射|返|算|磨|腾|伞|页|屏|门))"
+    rf"|(?P<percent>(?<![a-z\d.])(?P<p>{_NUMBER}) ?(?:%|percent|per cent)|百分之(?P<hp>{_HAN_NUMBER}|{_NUMBER}))"
     rf"|(?P<half>\bhalf[- ](?:price|off)\b|\b(?:1⁄2|1/2) (?:price|off)\b|半价)"
     rf"|(?P<third>\b(?:one |a )?third off\b)"
-    rf"|(?P<offer>买[一1](?:赠|送)[一1]|\bbuy one,? get one\b(?: free)?|\bbogo\b|\b(?:2|two) for (?:1|one|the price of (?:1|one))\b)"
-    rf"|(?P<price>{_CURRENCY} ?(?P<c>{_NUMBER})|(?<![\w.])(?P<m>{_NUMBER}|{_HAN_NUMBER}) ?(?:{_MONEY})(?![a-z]))"
-    rf"|(?P<quantity>(?<![\w.])(?P<q>{_NUMBER})[ -]?(?P<u>{_UNIT})(?![a-z])"
+    rf"|(?P<offer>买(?P<b>{_HAN_NUMBER}|\d+)(?:赠|送)(?P<f>{_HAN_NUMBER}|\d+)|\bbuy (?P<wb>\d|{_WORD}),? get (?P<wf>\d|{_WORD})\b(?: free)?|\bbogo\b|\b(?:2|two) for (?:1|one|the price of (?:1|one))\b)"
+    rf"|(?P<price>{_CURRENCY} ?(?P<c>{_NUMBER})|(?<![a-z\d.])(?P<m>{_NUMBER}|{_HAN_NUMBER}) ?(?:{_MONEY})(?![a-z]))"
+    rf"|(?P<quantity>(?<![a-z\d.])(?P<q>{_NUMBER})[ -]?(?P<u>{_UNIT})(?![a-z])"
     rf"|(?P<hq>{_HAN_NUMBER})(?P<hu>{_HAN_UNIT})"
-    rf"|\b(?P<wq>{'|'.join(_WORDS)})[ -](?P<wu>{_UNIT})(?![a-z]))"
+    rf"|\b(?P<wq>{_WORD})[ -](?P<wu>{_UNIT})(?![a-z]))",
+    re.A,
 )  # fmt: skip
 _BARE: Final = re.compile(_NUMBER)
 _CERTIFICATES: Final[dict[str, str]] = {
-    "iso": r"\biso[ -]?\d{4,5}(?::\d{4})?",
+    "iso": r"(?<![a-z])iso[ -]?\d{4,5}",
     "fda": r"\bfda\b",
     "ce": r"\bce[ -](?:marked|certified|approved|mark)\b|ce认证",
     "3c": r"(?<![a-z0-9])(?:3c|ccc)(?:认证|标志|[ -]?certified|[ -]?mark)",
@@ -109,11 +110,11 @@ _CERTIFICATES: Final[dict[str, str]] = {
     "waterproof": r"\bip[x6]\d\b",
 }
 _CERTIFICATE: Final = re.compile(
-    "|".join(f"(?P<c{i}>{pattern})" for i, pattern in enumerate(_CERTIFICATES.values()))
+    "|".join(f"(?P<c{i}>{pattern})" for i, pattern in enumerate(_CERTIFICATES.values())), re.A
 )
-_HINT: Final = re.compile(r"[\d折半%½买零〇一二两三四五六七八九十百]|bogo|\b(?:half|third|buy one)\b|" + "|".join(
-    rf"\b{word} " for word in _WORDS
-))  # fmt: skip
+_HINT: Final = re.compile(
+    r"[\d折半%½买零〇一二两三四五六七八九十百]|\b(?:bogo|third|" + _WORD + r")\b"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,10 @@ def find_facts(folded: Folded) -> Iterator[Fact]:
                 yield Fact(kind, value, *found.span())
     names = tuple(_CERTIFICATES)
     for found in _CERTIFICATE.finditer(text):
-        group = found.lastgroup or "c0"
-        yield Fact("certificate", (names[int(group[1:])], 0.0), *found.span())
+        name = names[int((found.lastgroup or "c0")[1:])]
+        # Of standards with a number, the number too.
+        number = re.sub(r"\D", "", found[0]) if name == "iso" else ""
+        yield Fact("certificate", (name, float(number or 0)), *found.span())
 
 
 class Known:
@@ -157,6 +160,9 @@ class Known:
         self._values = {(fact.kind, *fact.value) for fact in find_facts(fields)}
         self._numbers = {_number(found[0]) for found in _BARE.finditer(fields.text)}
         self._prices = {_number(found[0]) for found in _BARE.finditer(prices.text)}
+        # "29 pounds" may be money.
+        pound = _UNITS["pounds"][1]
+        self._values |= {("quantity", "mass", price * pound) for price in self._prices}
 
     def holds(self, fact: Fact) -> bool:
         """Whether a fact is known: the same value, or its number without any unit."""
@@ -171,31 +177,42 @@ class Known:
 
 def _same(fact: Fact, known: tuple[str, str, float]) -> bool:
     kind, name, value = known
-    near = abs(value - fact.value[1]) <= 0.005 * max(1.0, abs(value))
+    near = abs(value - fact.value[1]) <= 0.005 * abs(value)  # a rounded conversion of units
     return kind == fact.kind and name == fact.value[0] and near
 
 
 def _value(found: re.Match[str]) -> tuple[FactKind, tuple[str, float] | None]:
     groups = found.groupdict()
-    if groups["discount"]:
-        return "percent", ("", 100 - _tenths(groups["d"]))
-    if groups["percent"]:
-        return "percent", ("", _number(groups["p"] or groups["hp"]))
-    if groups["half"]:
-        return "percent", ("", 50.0)
-    if groups["third"]:
-        return "percent", ("", 33.0)
-    if groups["offer"]:
-        return "offer", ("1+1", 0.0)
+    if groups["quantity"]:
+        return "quantity", _quantity(groups)
     if groups["price"]:
         amount = groups["c"] or groups["m"]
-        # 一块 and 半块 are pieces, and 元 alone stands in names.
+        # 一块 and 半块 are pieces.
         return "price", ("", _number(amount)) if amount not in {"一", "半"} else None
+    if groups["offer"]:
+        return "offer", _offer(groups)
+    return "percent", ("", _percent(groups))
+
+
+def _quantity(groups: dict[str, str]) -> tuple[str, float] | None:
     number = groups["q"] or groups["hq"] or groups["wq"]
+    if number in {"一", "半", "one", "half"}:  # a figure of speech more often than a fact
+        return None
     dimension, factor = _UNITS[groups["u"] or groups["hu"] or groups["wu"]]
-    if number in {"一", "半", "one", "half"}:
-        return "quantity", None
-    return "quantity", (dimension, _number(number) * factor)
+    return dimension, _number(number) * factor
+
+
+def _offer(groups: dict[str, str]) -> tuple[str, float]:
+    bought, free = groups["b"] or groups["wb"] or "1", groups["f"] or groups["wf"] or "1"
+    return f"buy {_number(bought):g}", _number(free)
+
+
+def _percent(groups: dict[str, str]) -> float:
+    if groups["discount"]:
+        return 100 - _tenths(groups["d"])
+    if groups["percent"]:
+        return _number(groups["p"] or groups["hp"])
+    return 50.0 if groups["half"] else 33.0
 
 
 def _tenths(text: str) -> float:

@@ -88,9 +88,11 @@ def squeeze(folded: Folded) -> Folded:
     last = len(text) - 1
     kept: list[int] = []
     for i, char in enumerate(text):
-        if char.isalnum() or char in _BREAKS:
-            kept.append(i)
-        elif kept and i < last and text[kept[-1]].isascii() and text[i + 1].isascii():
+        if (
+            char.isalnum()
+            or char in _BREAKS
+            or (kept and i < last and text[kept[-1]].isascii() and text[i + 1].isascii())
+        ):
             kept.append(i)
     return folded.only(kept)
 

@@ -116,7 +116,8 @@ def _compile(patterns: list[str], words: dict[str, str]) -> Pattern:
     starts = [pattern[2:] for pattern in patterns if pattern.startswith(r"\b")]
     others = [pattern for pattern in patterns if not pattern.startswith(r"\b")]
     text = "|".join([*([rf"\b(?:{'|'.join(starts)})"] if starts else []), *others])
-    return re.compile(re.sub(r"<(\w+)>", lambda name: f"(?:{words[name[1]]})", text))
+    # ASCII: a word of Latin letters ends where Chinese begins.
+    return re.compile(re.sub(r"<(\w+)>", lambda name: f"(?:{words[name[1]]})", text), re.A)
 
 
 def _spellings(term: str, pinyin: dict[str, str]) -> str:

@@ -69,7 +69,7 @@ def _always(_: str) -> bool:
 _NOT_BEFORE: Final = r"(?<![a-z\d.])"
 _NOT_AFTER: Final = r"(?![\d]|\.\d)"
 _GAP: Final = r"[ \-]?"
-_CN_STREET: Final = r"(?:路|街|大道|巷|弄|胡同|里弄|大街|村|新村|小区|花园|苑)"
+_CN_STREET: Final = r"(?:路|街|大道|巷|胡同|里弄|大街|村|小区|花园|苑)"
 _CN_NUMBER: Final = r"(?:\d{1,5}|[一二三四五六七八九十百]{1,5})"
 _EN_STREET: Final = (
     r"(?:street|road|avenue|lane|drive|boulevard|court|terrace|crescent|square|"
@@ -98,7 +98,7 @@ _PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...]]
             rf"{_NOT_BEFORE}(?:(?:\+|00)?86{_GAP})?1[3-9]\d{_GAP}\d{{4}}{_GAP}\d{{4}}{_NOT_AFTER}"
             rf"|{_NOT_BEFORE}(?:(?:\+|00)86{_GAP})?(?:\(0(?:10|2\d|[3-9]\d\d)\) ?|"
             rf"0(?:10|2\d|[3-9]\d\d)-)[2-9]\d{{2,3}}{_GAP}\d{{4}}(?:[\-转]\d{{1,6}})?{_NOT_AFTER}"
-            rf"|{_NOT_BEFORE}\(?(?!8(?:00|33|44|55|66|77|88))[2-9]\d\d\)?[ .\-][2-9]\d\d[.\-]\d{{4}}{_NOT_AFTER}"
+            rf"|{_NOT_BEFORE}\(?(?!400|8(?:00|33|44|55|66|77|88))[2-9]\d\d\)?[ .\-][2-9]\d\d[.\-]\d{{4}}{_NOT_AFTER}"
             rf"|{_NOT_BEFORE}0\d{{2,4}} \d{{3,4}} ?\d{{3,4}}{_NOT_AFTER}"
         ),
         _always,
@@ -122,7 +122,10 @@ _EN_ADDRESS: Final = re.compile(
     rf"(?<![\w.$£€#])\d{{1,5}}[A-Za-z]?,? (?:[NSEW]\.? )?(?:[A-Z][\w'\-]+ ){{1,3}}"
     rf"(?i:{_EN_STREET})\b\.?(?:,? (?i:apt|unit|suite|flat|#)\.? ?\w+)?"
 )
-_DIGIT_OR_AT: Final = re.compile(r"\d|@|[(\[{] ?at ?[)\]}]|[一二三四五六七八九十百](?:号|弄|栋|幢)")
+# Every kind has a digit (of any script), an at sign or a house number.
+_HINT: Final = re.compile(
+    r"\d|[@＠]|[(\[{] ?at ?[)\]}]|[一二三四五六七八九十百](?:号|弄|栋|幢)", re.I
+)
 
 
 def find_personal(text: str, folded: Folded | None = None) -> list[Personal]:
@@ -132,15 +135,21 @@ def find_personal(text: str, folded: Folded | None = None) -> list[Personal]:
         text: Any text.
         folded: The same text folded, if that is at hand.
     """
-    folded = fold(text) if folded is None else folded
-    # Every kind has a digit, an at sign or a house number.
-    if _DIGIT_OR_AT.search(folded.text) is None:
+    if _HINT.search(text) is None:
         return []
+    folded = fold(text) if folded is None else folded
     found: list[Personal] = []
     for kind, start, end in _candidates(text, folded):
         if not any(start < other.end and other.start < end for other in found):
             found.append(Personal(kind, start, end))
     return sorted(found, key=lambda personal: personal.start)
+
+
+def mask_personal(text: str) -> str:
+    """The text with ``[email]``, ``[phone]`` and so on where personal data was."""
+    for personal in reversed(find_personal(text)):
+        text = f"{text[: personal.start]}[{personal.kind}]{text[personal.end :]}"
+    return text
 
 
 def _candidates(text: str, folded: Folded) -> Iterator[tuple[str, int, int]]:
