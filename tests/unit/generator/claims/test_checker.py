@@ -46,7 +46,8 @@ def test_the_labelled_set_is_as_large_as_it_should_be_and_has_no_line_twice():
 
 
 @pytest.mark.parametrize(
-    "text", ["第一次做饭", "活动最后一天", "最大号的围巾", "第一步先烧水", "最近降温", "Best before June"]
+    "text",
+    ["第一次做饭", "活动最后一天", "最大号的围巾", "第一步先烧水", "最近降温", "Best before June"],
 )
 def test_look_alikes_pass(text):
     assert not blocked(text)
@@ -54,8 +55,23 @@ def test_look_alikes_pass(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["全网第一", "最佳选择", "国家级", "顶级羊绒", "TOP1", "第①品牌", "國 家 級", "ｔｏｐ１", "dǐng级"]
-    + ["zui佳", "最\u200b佳", "quanwang第一", "No. 1 lamp", "cl1nically proven", "g.u.a.r.a.n.t.e.e.d"],
+    [
+        "全网第一",
+        "最佳选择",
+        "国家级",
+        "顶级羊绒",
+        "TOP1",
+        "第①品牌",
+        "國 家 級",
+        "ｔｏｐ１",
+        "dǐng级",
+        "zui佳",
+        "最\u200b佳",
+        "quanwang第一",
+        "No. 1 lamp",
+        "cl1nically proven",
+        "g.u.a.r.a.n.t.e.e.d",
+    ],
 )
 def test_absolute_terms_are_blocked_in_every_disguise(text):
     assert blocked(text)
@@ -129,12 +145,16 @@ def test_personal_data_is_found_but_never_shown():
 
 
 def test_the_merchants_own_address_is_no_leak_and_the_shoppers_is():
-    product = CopyRequest(title="Lamp", description="ask help@example.org", shopper="me@example.org")
+    product = CopyRequest(
+        title="Lamp", description="ask help@example.org", shopper="me@example.org"
+    )
     assert not blocked("Ask help@example.org", product=product)
     assert blocked("Ask me@example.org", product=product) == {"personal.email"}
 
 
-@pytest.mark.parametrize("text", ["a" * 20_000, "最" * 5_000, '"a' * 4_000, "1 " * 5_000, "b.e." * 3_000])
+@pytest.mark.parametrize(
+    "text", ["a" * 20_000, "最" * 5_000, '"a' * 4_000, "1 " * 5_000, "b.e." * 3_000]
+)
 def test_no_text_takes_long(text):
     start = time.process_time()
     check(text, product=LAMP)

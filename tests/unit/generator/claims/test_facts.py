@@ -42,7 +42,19 @@ def test_what_the_fields_say_may_be_said_in_other_words(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["500ml", "0.5升", "保温十二小时", "5折", "半价", "½ price", "百分之五十", "99块。", "买1送1", "3C认证"]
+    "text",
+    [
+        "500ml",
+        "0.5升",
+        "保温十二小时",
+        "5折",
+        "半价",
+        "½ price",
+        "百分之五十",
+        "99块。",
+        "买1送1",
+        "3C认证",
+    ],
 )
 def test_so_may_chinese_ones(text):
     assert facts(text, FLASK) == []
@@ -72,7 +84,9 @@ def test_what_they_do_not_say_is_found(text, kind):
     assert f"fact.{kind}" in facts(text, LAMP)
 
 
-@pytest.mark.parametrize("text", ["三折伞", "一块布，两块木头", "双十一见", "第二天", "四元素", "多一点温暖"])
+@pytest.mark.parametrize(
+    "text", ["三折伞", "一块布，两块木头", "双十一见", "第二天", "四元素", "多一点温暖"]
+)
 def test_figures_of_speech_are_no_facts(text):
     assert facts(text, FLASK) == []
 
