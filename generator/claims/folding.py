@@ -114,6 +114,9 @@ def _fold_char(char: str) -> str:
         return char
     if char in _CONFUSABLE:
         return _CONFUSABLE[char]
+    digit = unicodedata.digit(char, None)
+    if digit is not None:  # ① ❶ ١
+        return str(digit)
     parts = unicodedata.normalize("NFKD", char).casefold()
     return "".join(
         _CONFUSABLE.get(part, part)
