@@ -37,8 +37,9 @@ CHARS_100_TOKENS: Final = {"zh": 150, "en": 450}
 NOTES: Final = (
     "recall_*: share of forbidden lines that are blocked; false_positive_rate: share of allowed lines "
     "(most of them made to look forbidden) that are blocked; obfuscated_recall: of forbidden lines "
-    "in disguise. All on held-out lines; development.* on the lines the rules were written against. The same "
-    "hand wrote lines and rules, so another's copy may fare otherwise. personal data: 600 generated lines, "
+    "in disguise. All on held-out lines; development.* on the lines the rules were written against. The "
+    "development lines hold five earlier held-out sets: each was measured once, then the rules learnt from it. "
+    "The same hand wrote lines and rules, so another's copy may fare otherwise. personal data: 600 generated lines, "
     "a third of them numbers that only look personal. real.*: share of texts of public data that are blocked, "
     "not a rate of errors: most of these texts do make the claims."
 )
@@ -74,6 +75,7 @@ def measure_claims(suffix: str) -> tuple[dict[str, float], list[dict[str, Any]]]
     metrics = {f"recall_{language}": share((language,), forbidden) for language in LANGUAGES}
     metrics["false_positive_rate"] = share(LANGUAGES, ALLOWED)
     metrics["obfuscated_recall"] = share(LANGUAGES, frozenset({"obfuscated"}))
+    metrics["lines"] = sum(counts.values())
     pairs = sorted({(language, label) for language, label, _ in counts})
     table = [
         {
