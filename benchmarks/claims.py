@@ -31,7 +31,7 @@ REAL: Final = {
     "xrec_reasons_en": ("reasons", "explanation"),
     "amazon_office_industrial_en": ("products", "description"),
 }
-N_PERSONAL: Final = 600
+N_PERSONAL: Final = 900
 # About 100 tokens of Qwen's or Llama's vocabulary.
 CHARS_100_TOKENS: Final = {"zh": 150, "en": 450}
 NOTES: Final = (
@@ -39,7 +39,7 @@ NOTES: Final = (
     "(most of them made to look forbidden) that are blocked; obfuscated_recall: of forbidden lines "
     "in disguise. All on held-out lines; development.* on the lines the rules were written against. The "
     "development lines hold five earlier held-out sets: each was measured once, then the rules learnt from it. "
-    "The same hand wrote lines and rules, so another's copy may fare otherwise. personal data: 600 generated lines, "
+    "The same hand wrote lines and rules, so another's copy may fare otherwise. personal data: 900 generated lines, "
     "a third of them numbers that only look personal. real.*: share of texts of public data that are blocked, "
     "not a rate of errors: most of these texts do make the claims."
 )
