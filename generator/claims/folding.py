@@ -115,7 +115,7 @@ def _fold_char(char: str) -> str:
     if char in _CONFUSABLE:
         return _CONFUSABLE[char]
     digit = unicodedata.digit(char, None)
-    if digit is not None:  # ① ❶ ١
+    if digit is not None:  # ① ❶
         return str(digit)
     parts = unicodedata.normalize("NFKD", char).casefold()
     return "".join(
