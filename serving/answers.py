@@ -193,7 +193,6 @@ class CopyAnswer(Answer):
         return {"label": self.label, "producer": "handbill", "id": self.id, "model": self.version}
 
     def _labelled(self, text: str) -> str:
-        text = text.strip()
         if not text or self.label_place == "none":
             return text
         parts = (f"[{self.label}]", text)

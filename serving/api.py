@@ -95,9 +95,11 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
 
     @app.post("/v1/check")
     async def check_text(body: CheckBody, caller: CallerOf) -> dict[str, Any]:
-        """What is wrong with a text, by the rules and the caller's own."""
-        house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
-        findings = await run_in_threadpool(check, body.text, product=body.product(), house=house)
+        """What is wrong with a text, by the rules and the caller's own. Counts as an answer."""
+        with gateway.limits.admit(caller.tenant, 1):
+            house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
+            work = partial(check, body.text, product=body.product(), house=house)
+            findings = await run_in_threadpool(work)
         facts = [finding.facts(body.text) for finding in findings]
         return {"object": "check", "blocked": blocks(findings), "findings": facts}
 

@@ -35,6 +35,7 @@ async def approved(
             async for delta in stream:
                 text, last = text + delta.text, delta
                 yield Delta(text="", n_tokens=delta.n_tokens)
+        text = text.strip()
         findings = check(text)
         if not blocks(findings):
             yield replace(last, text=text, n_tokens=0, findings=_facts(findings, text))

@@ -11,7 +11,7 @@ from handbill.serving.repository import Repository
 
 # A rule the tenant may break, a brand of others, a text its copy may not repeat.
 KINDS: Final = ("permit", "brand", "protect")
-MAX_CHARS: Final = 4_000
+MAX_CHARS: Final = 1_000
 # Another process may change them.
 _FRESH_S: Final = 2.0
 
@@ -43,8 +43,11 @@ class House:
         if kind not in KINDS:
             raise InputError(f"kind: {kind[:80]!r} is not one of {', '.join(KINDS)}")
         value, evidence = value.strip(), evidence.strip()
-        if not 0 < len(value) <= MAX_CHARS or len(evidence) > MAX_CHARS:
-            raise InputError(f"value: a house rule has 1 to {MAX_CHARS} characters")
+        for name, text in (("value", value), ("evidence", evidence)):
+            if len(text) > MAX_CHARS:
+                raise InputError(f"{name}: has {len(text)} characters; at most {MAX_CHARS}")
+        if not value:
+            raise InputError("value: is empty")
         if kind == "permit":
             check_permission(value)
             if not evidence:

@@ -21,7 +21,7 @@ from handbill.serving.orm import (
 )
 
 MAX_LIVE_KEYS = 2
-MAX_HOUSE_RULES = 500
+MAX_HOUSE_RULES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,12 +184,19 @@ def _brands(
     known = squeeze(_fields(product)).text if product is not None else ""
     for brand in brands:
         name = squeeze(fold(brand)).text
-        start = form.text.find(name) if name and name not in known else -1
-        while start >= 0:
-            end = start + len(name)
-            if not (_joined(form.text, start) or _joined(form.text, end)):
+        if name and not any(_words(name, known)):
+            for start, end in _words(name, form.text):
                 yield Finding(*form.span(start, end), "brand.other", "block", "a brand of others")
-            start = form.text.find(name, start + 1)
+
+
+def _words(name: str, text: str) -> Iterator[tuple[int, int]]:
+    """Where a name stands in a text, not as a part of a longer Latin word."""
+    start = text.find(name)
+    while start >= 0:
+        end = start + len(name)
+        if not (_joined(text, start) or _joined(text, end)):
+            yield start, end
+        start = text.find(name, start + 1)
 
 
 def _joined(text: str, at: int) -> bool:
@@ -202,35 +209,30 @@ def _copies(folded: Folded, protected: tuple[str, ...]) -> Iterator[Finding]:
     if not protected:
         return
     form = folded.only(i for i, char in enumerate(folded.text) if char.isalnum())
-    grams = _grams(protected)
+    originals = _plain(protected)
     size = _gram_size(form.text)
     at = 0
     while at + size <= len(form.text):
-        if form.text[at : at + size] not in grams:
+        end = at + size
+        if form.text[at:end] not in originals:
             at += 1
             continue
-        end = at + size
-        while end < len(form.text) and form.text[end - size + 1 : end + 1] in grams:
+        while end < len(form.text) and form.text[at : end + 1] in originals:
             end += 1
         yield Finding(*form.span(at, end), "copy.verbatim", "block", "copied word for word")
         at = end
 
 
 @lru_cache(maxsize=256)
-def _grams(protected: tuple[str, ...]) -> frozenset[str]:
-    grams: set[str] = set()
-    for text in protected:
-        plain = "".join(char for char in fold(text).text if char.isalnum())
-        for size in (_GRAM, _GRAM_HAN):
-            grams.update(plain[i : i + size] for i in range(len(plain) - size + 1))
-    return frozenset(grams)
+def _plain(texts: tuple[str, ...]) -> str:
+    """Letters and digits of texts, a text a line."""
+    return "\n".join("".join(char for char in fold(text).text if char.isalnum()) for text in texts)
 
 
 def _gram_size(text: str) -> int:
     return _GRAM if text.isascii() or sum(map(str.isascii, text)) * 2 > len(text) else _GRAM_HAN
 
 
-@lru_cache(maxsize=256)
 def _fields(product: CopyRequest) -> Folded:
     """What is known of a product; the shopper's words are no facts of it."""
     facts = (product.title, product.description, product.category, product.brand, product.price)

@@ -230,7 +230,7 @@ def test_a_brand_or_a_text_that_a_tenant_names_is_kept_out(scripted):
         ({"kind": "permit", "value": "no.such", "evidence": "x"}, "rule"),
         ({"kind": "wish", "value": "x"}, "kind"),
         ({"kind": "brand", "value": "  "}, "value"),
-        ({"kind": "protect", "value": "x" * 4001}, "value"),
+        ({"kind": "protect", "value": "x" * 1001}, "value"),
     ],
 )
 def test_a_house_rule_that_cannot_be_is_refused(service, body, word):
@@ -238,6 +238,19 @@ def test_a_house_rule_that_cannot_be_is_refused(service, body, word):
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == word
     assert Repository(service.config.url).house_rules("acme") == []
+
+
+def test_checks_count_for_the_rate_as_answers_do(make_service):
+    service = make_service(burst=8, requests_per_minute=0.001)
+    codes = [service.post("/v1/check", {"text": "A lamp"}).status_code for _ in range(9)]
+    assert codes == [200] * 8 + [429]
+
+
+def test_findings_are_placed_in_the_text_that_is_served(scripted):
+    copy = scripted("  A perfect lamp.\n").post("/v1/copy", COPY).json()["copies"][0]
+    (finding,) = copy["findings"]
+    assert finding["severity"] == "warn"
+    assert copy["text"][finding["start"] : finding["end"]] == finding["text"] == "perfect"
 
 
 def test_a_text_can_be_checked_alone_and_against_a_product(service):

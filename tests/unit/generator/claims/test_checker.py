@@ -126,6 +126,13 @@ def test_a_brand_that_the_product_names_itself_may_be_named():
     assert not blocked("It fits a Glowmax", product=product, house=house)
 
 
+def test_a_brand_that_is_only_part_of_a_word_of_the_product_stays_forbidden():
+    product = CopyRequest(title="Radio")
+    assert "brand.other" in blocked(
+        "As good as Ra", product=product, house=HouseRules(brands=("Ra",))
+    )
+
+
 def test_a_protected_text_may_not_come_back_word_for_word():
     secret = "the quick amber heron counts seven copper kettles at dawn"
     house = HouseRules(protected=(secret, "青色的鹭鸟在清晨数了七只铜壶然后飞走"))
