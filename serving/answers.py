@@ -150,6 +150,7 @@ class CopyAnswer(Answer):
             "text": self._labelled(delta.text),
             "finish_reason": delta.finish_reason,
             "findings": delta.findings,
+            **_review(delta),
         }
 
     def whole(self, written: list[Delta]) -> dict[str, Any]:
@@ -161,7 +162,8 @@ class CopyAnswer(Answer):
         passed = [delta for delta in written if delta.finish_reason != "content_filter"]
         blocked = [delta for delta in written if delta.finish_reason == "content_filter"]
         if not passed:
-            raise CopyBlockedError(blocked[-1].findings)
+            kept = [delta.review for delta in blocked if delta.review is not None]
+            raise CopyBlockedError(blocked[-1].findings, reviews=kept)
         copies = [
             {
                 "text": self._labelled(delta.text),
@@ -173,7 +175,7 @@ class CopyAnswer(Answer):
         facts = {
             "version": self.version,
             "copies": copies,
-            "blocked": [{"findings": delta.findings} for delta in blocked],
+            "blocked": [{"findings": delta.findings, **_review(delta)} for delta in blocked],
             "ai_generated": self._origin(),
             "usage": self.usage(),
         }
@@ -265,6 +267,10 @@ def _choice(index: int, delta: Delta) -> dict[str, Any]:
 def _marks(delta: Delta) -> dict[str, Any]:
     """A field beside OpenAI's, and only where something was found."""
     return {"findings": delta.findings} if delta.findings else {}
+
+
+def _review(delta: Delta) -> dict[str, int]:
+    return {} if delta.review is None else {"review": delta.review}
 
 
 def _event(body: MutableMapping[str, Any]) -> str:

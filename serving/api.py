@@ -8,14 +8,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Any, Final
 from uuid import uuid4
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from handbill.generator.claims.checker import blocks, check
+from handbill.generator.claims.checker import check
 from handbill.generator.prompts import CopyRequest, plain_ids, render_chat, render_prompt
 from handbill.serving import refusals
 from handbill.serving.answers import (
@@ -27,29 +27,19 @@ from handbill.serving.answers import (
     collect,
     events,
 )
+from handbill.serving.claims_api import claims_routes
 from handbill.serving.errors import BadRequestError, ModelNotFoundError
-from handbill.serving.gate import Gate
+from handbill.serving.gate import CallerOf, Gate, caller_of
 from handbill.serving.gateway import Gateway, Job
 from handbill.serving.requests import (
     ChatBody,
-    CheckBody,
     CompletionBody,
     CopyBody,
     Generation,
-    HouseRuleBody,
 )
-from handbill.serving.tenants import Caller
 
 # The words that say that a machine wrote it, by language.
 AI_LABELS: Final = {"zh": "AI 生成", "en": "AI-generated"}
-
-
-def _caller(request: Request) -> Caller:
-    caller: Caller = request.state.caller
-    return caller
-
-
-CallerOf = Annotated[Caller, Depends(_caller)]
 
 
 def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
@@ -70,6 +60,7 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     app = FastAPI(title="handbill", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Gate, gateway=gateway, answers_request_id=answers_request_id)
     refusals.install(app)
+    app.include_router(claims_routes(gateway))
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
@@ -91,35 +82,9 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
         prompt = render_prompt(gateway.tokenizer, product, max_tokens=room)
         label = AI_LABELS.get(product.language.partition("-")[0], AI_LABELS["en"])
         shape = partial(CopyAnswer, label=label, label_place=body.label)
-        return await _respond(gateway, request, shape, body, [prompt], product=product)
-
-    @app.post("/v1/check")
-    async def check_text(body: CheckBody, caller: CallerOf) -> dict[str, Any]:
-        """What is wrong with a text, by the rules and the caller's own. Counts as an answer."""
-        with gateway.limits.admit(caller.tenant, 1):
-            house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
-            work = partial(check, body.text, product=body.product(), house=house)
-            findings = await run_in_threadpool(work)
-        facts = [finding.facts(body.text) for finding in findings]
-        return {"object": "check", "blocked": blocks(findings), "findings": facts}
-
-    @app.get("/v1/claims")
-    async def house_rules(caller: CallerOf) -> dict[str, Any]:
-        """The caller's house rules."""
-        rules = await run_in_threadpool(gateway.tenants.house.list, caller.tenant)
-        return {"object": "list", "data": rules}
-
-    @app.post("/v1/claims", status_code=201)
-    async def add_house_rule(body: HouseRuleBody, caller: CallerOf) -> dict[str, Any]:
-        """Attach substantiation, or name a brand or a text that copy may not hold."""
-        add = gateway.tenants.house.add
-        made = await run_in_threadpool(add, caller.tenant, body.kind, body.value, body.evidence)
-        return {"object": "house_rule", "id": made}
-
-    @app.delete("/v1/claims/{rule}", status_code=204)
-    async def remove_house_rule(rule: int, caller: CallerOf) -> None:
-        """Take one of them away."""
-        await run_in_threadpool(gateway.tenants.house.remove, caller.tenant, rule)
+        return await _respond(
+            gateway, request, shape, body, [prompt], product=product, review=body.review
+        )
 
     @app.get("/v1/models")
     async def models(caller: CallerOf) -> dict[str, Any]:
@@ -154,9 +119,10 @@ async def _respond(
     prompts: list[list[int]],
     *,
     product: CopyRequest | None = None,
+    review: bool = False,
 ) -> Response:
     """Run a request and answer it whole or as a stream; copy for a product only if it passes."""
-    caller = _caller(request)
+    caller = caller_of(request)
     route = gateway.route(caller, body.model)
     n = body.answers(gateway.config)
     if len(prompts) * n > gateway.config.max_choices:
@@ -164,6 +130,13 @@ async def _respond(
     if not all(prompts):
         raise BadRequestError("prompt: is empty", param="prompt")
     house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
+
+    async def keep(text: str) -> int | None:
+        facts = {"request": request.state.request, "artifact": route.digest}
+        title = product.title if product is not None else ""
+        keep_text = partial(gateway.tenants.reviews.keep, title=title, **facts)
+        return await run_in_threadpool(keep_text, caller.tenant, text)
+
     job = Job(
         caller=caller,
         request=request.state.request,
@@ -174,6 +147,7 @@ async def _respond(
         sampling=body.sampling(gateway.config),
         check=partial(check, product=product, house=house),
         attempts=gateway.config.copy_attempts if product is not None else 0,
+        keep=keep if review else None,
     )
     answer = shape(
         id=f"hb-{uuid4().hex}",

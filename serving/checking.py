@@ -5,7 +5,7 @@ blocked. Answers of OpenAI's endpoints stream as they come and bear their findin
 not every chat is copy, and a client that streams cannot take a word back.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -13,10 +13,15 @@ from handbill.generator.claims.checker import Finding, blocks
 from handbill.serving.sequences import Delta
 
 Check = Callable[[str], list[Finding]]
+Keep = Callable[[str], Awaitable[int | None]]
 
 
 async def approved(
-    write: Callable[[int], AsyncGenerator[Delta, None]], check: Check, *, attempts: int
+    write: Callable[[int], AsyncGenerator[Delta, None]],
+    check: Check,
+    *,
+    attempts: int,
+    keep: Keep | None = None,
 ) -> AsyncGenerator[Delta, None]:
     """The first candidate that is not blocked, in one piece.
 
@@ -27,6 +32,7 @@ async def approved(
         write: Streams a candidate, by its number.
         check: Finds what is wrong with a text.
         attempts: How many candidates at most.
+        keep: Takes the last candidate to the review queue.
     """
     text, findings = "", list[Finding]()
     for attempt in range(attempts):
@@ -41,7 +47,11 @@ async def approved(
             yield replace(last, text=text, n_tokens=0, findings=_facts(findings, text))
             return
     yield Delta(
-        text="", n_tokens=0, finish_reason="content_filter", findings=_facts(findings, text)
+        text="",
+        n_tokens=0,
+        finish_reason="content_filter",
+        findings=_facts(findings, text),
+        review=None if keep is None else await keep(text),
     )
 
 

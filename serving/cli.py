@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Home = Annotated[Path, typer.Option(envvar="HANDBILL_HOME", help="Where handbill keeps its files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+Url = Annotated[str, typer.Option(envvar="HANDBILL_URL", help="The service.")]
+Key = Annotated[str, typer.Option(envvar="HANDBILL_API_KEY", help="Your API key.")]
+Shop = Annotated[str, typer.Option(metavar="ID", help="Use the key of HOME/shops/ID.")]
 DEFAULT_HOME = Path(".handbill")
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -82,9 +85,12 @@ def copy(
     label: Annotated[
         str, typer.Option(help="Say that a machine wrote it: none, start, end.")
     ] = "none",
-    url: Annotated[str, typer.Option(envvar="HANDBILL_URL", help="The service.")] = DEFAULT_URL,
-    key: Annotated[str, typer.Option(envvar="HANDBILL_API_KEY", help="Your API key.")] = "",
-    shop: Annotated[str, typer.Option(metavar="ID", help="Use the key of HOME/shops/ID.")] = "",
+    review: Annotated[
+        bool, typer.Option("--review", help="Keep what is blocked for handbill reviews.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = "",
+    shop: Shop = "",
     as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
@@ -102,8 +108,9 @@ def copy(
         "temperature": temperature,
         "seed": seed,
         "label": label,
+        "review": review,
     }
-    answer = _post(f"{url.rstrip('/')}/v1/copy", body, _key(key, shop, home))
+    answer = ask("POST", url, "/v1/copy", body=body, key=key, shop=shop, home=home)
     if as_json:
         typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
         return
@@ -221,12 +228,29 @@ def _key(key: str, shop: str, home: Path) -> str:
     return file.read_text().strip()
 
 
-def _post(url: str, body: dict[str, Any], key: str) -> dict[str, Any]:
+def ask(
+    method: str,
+    url: str,
+    path: str,
+    *,
+    body: dict[str, Any] | None = None,
+    key: str,
+    shop: str,
+    home: Path,
+) -> dict[str, Any]:
+    """Ask a running service as a tenant.
+
+    Raises:
+        InputError: No key, or no service there.
+        HandbillError: It refuses.
+    """
     import httpx
 
+    url = url.rstrip("/") + path
+    headers = {"Authorization": f"Bearer {_key(key, shop, home)}"}
     try:
-        answer = httpx.post(
-            url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=120, trust_env=False
+        answer = httpx.request(
+            method, url, json=body, headers=headers, timeout=120, trust_env=False
         )
         found: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -63,7 +63,15 @@ class CopyBlockedError(GatewayError):
     kind = "invalid_request_error"
     code = "content_filter"
 
-    def __init__(self, findings: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, findings: Sequence[Mapping[str, Any]], *, reviews: Sequence[int] = ()
+    ) -> None:
+        """Say what was wrong.
+
+        Args:
+            findings: Of the last candidate.
+            reviews: Numbers in the review queue.
+        """
         first = next(found for found in findings if found["severity"] == "block")
         words = f" ({first['text'][:60]!r})" if first["text"] else ""
         super().__init__(
@@ -72,6 +80,7 @@ class CopyBlockedError(GatewayError):
             f"substantiation: POST /v1/claims."
         )
         self.findings = findings
+        self.reviews = reviews
 
 
 class TooLargeError(GatewayError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from handbill.errors import HandbillError
-from handbill.serving.checking import Check, approved, marked
+from handbill.serving.checking import Check, Keep, approved, marked
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import ModelNotFoundError, UnavailableError
 from handbill.serving.limits import Limits
@@ -36,6 +36,7 @@ class Job:
         check: Finds what is wrong with an answer.
         attempts: Candidates of each answer of which the first that passes is served; 0 serves any
             answer, with its findings.
+        keep: Takes a blocked copy to the review queue.
     """
 
     caller: Caller
@@ -47,6 +48,7 @@ class Job:
     sampling: Sampling
     check: Check
     attempts: int = 0
+    keep: Keep | None = None
 
 
 class Gateway:
@@ -163,7 +165,7 @@ class Gateway:
             return self._engine.submit(sequence)
 
         if job.attempts:
-            return approved(write, job.check, attempts=job.attempts)
+            return approved(write, job.check, attempts=job.attempts, keep=job.keep)
         return marked(write(0), job.check)
 
 

@@ -25,6 +25,7 @@ def error_body(error: HandbillError) -> tuple[int, dict[str, Any], dict[str, str
         body = _body(str(error), error.kind, error.param, error.code)
         if isinstance(error, CopyBlockedError):
             body["error"]["findings"] = list(error.findings)
+            body["error"]["reviews"] = list(error.reviews)
         return error.status_code, body, headers
     if isinstance(error, ArtifactError) or error.status_code >= 500:
         # Whose artifact, where it lies and what is wrong with it is the operator's business.

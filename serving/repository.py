@@ -14,6 +14,7 @@ from handbill.serving.orm import (
     HouseRuleRow,
     KeyRow,
     MarkRow,
+    ReviewRow,
     TenantRow,
     UsageRow,
     connect,
@@ -22,6 +23,7 @@ from handbill.serving.orm import (
 
 MAX_LIVE_KEYS = 2
 MAX_HOUSE_RULES = 100
+MAX_PENDING_REVIEWS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +207,69 @@ class Repository:
         with Session(self._engine, expire_on_commit=False) as session:
             rows = select(HouseRuleRow).where(HouseRuleRow.tenant_id == tenant)
             return session.scalars(rows.order_by(HouseRuleRow.id)).all()
+
+    def add_review(
+        self, tenant: str, *, request: str, artifact: str, title: str, text: str
+    ) -> int | None:
+        """Keep a piece of copy for review; its id, or None when too many wait already."""
+        with Session(self._engine) as session, session.begin():
+            waiting = (ReviewRow.tenant_id == tenant, ReviewRow.state == "pending")
+            if (session.scalar(select(func.count()).where(*waiting)) or 0) >= MAX_PENDING_REVIEWS:
+                return None
+            row = ReviewRow(
+                tenant_id=tenant,
+                request_id=request,
+                artifact=artifact,
+                title=title,
+                text=text,
+                state="pending",
+                created_at=utc_now(),
+                decided_by="",
+            )
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def decide_review(
+        self, tenant: str, review: int, *, state: str, text: str | None, key: str
+    ) -> ReviewRow:
+        """Write a decision; the row as it is now.
+
+        Args:
+            tenant: Whose.
+            review: Its id.
+            state: What was decided.
+            text: Takes the place of the text, unless None.
+            key: Id of the key that decided.
+
+        Raises:
+            MissingError: The tenant has none of this id.
+            InputError: It is decided already.
+        """
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            mine = (ReviewRow.tenant_id == tenant, ReviewRow.id == review)
+            changed = session.execute(
+                update(ReviewRow)
+                .where(*mine, ReviewRow.state == "pending")
+                .values(
+                    state=state,
+                    text=ReviewRow.text if text is None else text,
+                    decided_at=utc_now(),
+                    decided_by=key,
+                )
+            )
+            row = session.scalar(select(ReviewRow).where(*mine))
+            if row is None:
+                raise MissingError(f"review {review}: no such review; `reviews list` shows them")
+            if changed.rowcount == 0:  # type: ignore[attr-defined]
+                raise InputError(f"review {review}: is {row.state} already")
+            return row
+
+    def reviews(self, tenant: str, state: str) -> Sequence[ReviewRow]:
+        """A tenant's reviews in a state, oldest first."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            rows = select(ReviewRow).where(ReviewRow.tenant_id == tenant, ReviewRow.state == state)
+            return session.scalars(rows.order_by(ReviewRow.id).limit(MAX_PENDING_REVIEWS)).all()
 
 
 class DatabaseMarks:

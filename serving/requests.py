@@ -129,6 +129,14 @@ class HouseRuleBody(BaseModel):
     evidence: Text = ""
 
 
+class DecisionBody(BaseModel):
+    """``POST /v1/reviews/NUMBER``; see :meth:`handbill.serving.reviews.Reviews.decide`."""
+
+    model_config = ConfigDict(extra="forbid")
+    decision: Field200
+    text: Text = ""
+
+
 class CheckBody(BaseModel):
     """``/v1/check``: a text, and the product it is about, if its facts are to be checked."""
 
@@ -189,6 +197,7 @@ class CopyBody(Generation):
 
     Attributes:
         label: Where the words that say "made by a machine" stand in the text itself.
+        review: Keep copy that is blocked for a person of the tenant's; else no text is kept.
     """
 
     DEFAULT_TEMPERATURE: ClassVar[float] = 0.7
@@ -205,6 +214,7 @@ class CopyBody(Generation):
     tone: Field200 = ""
     language: Field200 = "en"
     label: Literal["none", "start", "end"] = "none"
+    review: bool = False
 
     def request(self) -> CopyRequest:
         """What the generator is asked for.

@@ -71,12 +71,17 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """The next piece of an answer; the last one says why it ended, and what is wrong with the text."""
+    """The next piece of an answer; the last one says why it ended, and what is wrong with the text.
+
+    Attributes:
+        review: Number of a blocked text in the review queue.
+    """
 
     text: str
     n_tokens: int
     finish_reason: FinishReason | None = None
     findings: tuple[Mapping[str, Any], ...] = ()
+    review: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from handbill.serving.keys import ApiKey, load_or_create_pepper
 from handbill.serving.migrations import migrate
 from handbill.serving.orm import utc_now
 from handbill.serving.repository import Repository, Usage
+from handbill.serving.reviews import Reviews
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ class Tenants:
 
     Attributes:
         house: What each tenant's copy may and may not say.
+        reviews: What waits for a person of each tenant's.
     """
 
     def __init__(self, repository: Repository, pepper: bytes) -> None:
         self._repository = repository
         self._pepper = pepper
         self.house = House(repository)
+        self.reviews = Reviews(repository, self.house)
         # One writer: a request never waits for the disk, and SQLite never sees two.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="usage")
 

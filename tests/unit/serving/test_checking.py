@@ -264,3 +264,94 @@ def test_a_text_can_be_checked_alone_and_against_a_product(service):
     known = service.post("/v1/check", body | {"title": "Lamp", "price": "£29"}).json()
     assert "fact.price" in {f["rule"] for f in known["findings"]}
     assert service.send("POST", "/v1/check", json=body, tenant=None).status_code == 401
+
+
+# -- the review queue ----------------------------------------------------------------------------
+
+
+def queue(service, state="pending", **how):
+    return service.send("GET", f"/v1/reviews?state={state}", **how).json()["data"]
+
+
+def test_no_text_is_kept_unless_the_request_asks_for_it(scripted):
+    service = scripted(BAD)
+    assert service.post("/v1/copy", COPY).json()["error"]["reviews"] == []
+    assert queue(service) == []
+    for file in service.config.state.glob("serving.db*"):
+        assert b"best lamp" not in file.read_bytes()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_blocked_copy_is_kept_once_with_its_findings(scripted, stream):
+    service = scripted(BAD)
+    answer = service.post("/v1/copy", COPY | {"review": True, "stream": stream})
+    number = events(answer)[0]["review"] if stream else answer.json()["error"]["reviews"][0]
+    (row,) = queue(service)
+    assert (row["id"], row["text"], row["title"]) == (number, BAD, "Oak desk lamp")
+    assert row["findings"][0]["rule"] == "en.superlative.best"
+    assert row["version"] == service.digests["acme"]
+    assert queue(service, tenant="bolt") == []
+
+
+def test_a_copy_that_passed_is_not_kept(scripted):
+    service = scripted(BAD, GOOD)
+    service.post("/v1/copy", COPY | {"review": True})
+    assert queue(service) == []
+
+
+def test_personal_data_is_masked_before_it_is_kept(scripted):
+    service = scripted("The best: call 138 1234 5678.")
+    service.post("/v1/copy", COPY | {"review": True})
+    assert queue(service)[0]["text"] == "The best: call [phone]."
+    for file in service.config.state.glob("serving.db*"):
+        assert b"1234 5678" not in file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("body", "state", "text"),
+    [
+        ({"decision": "approve"}, "approved", BAD),
+        ({"decision": "edit", "text": " A warm lamp. "}, "edited", "A warm lamp."),
+        ({"decision": "reject"}, "rejected", ""),
+    ],
+)
+def test_a_decision_is_the_tenants_own_and_final(scripted, body, state, text):
+    service = scripted(BAD)
+    service.post("/v1/copy", COPY | {"review": True})
+    (row,) = queue(service)
+    path = f"/v1/reviews/{row['id']}"
+    assert service.post(path, body, tenant="bolt").status_code == 404
+    assert service.post(path, body, tenant=None).status_code == 401
+    decided = service.post(path, body).json()
+    assert (decided["state"], decided["text"]) == (state, text)
+    assert decided["decided_by"] == service.keys["acme"].split("_")[1][:8]
+    assert service.post(path, {"decision": "approve"}).status_code == 400
+    assert queue(service) == []
+    assert [kept["text"] for kept in queue(service, state)] == [text]
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"decision": "maybe"}, "decision"),
+        ({"decision": "edit"}, "text"),
+        ({"decision": "approve", "text": "x"}, "text"),
+    ],
+)
+def test_a_decision_that_cannot_be_is_refused(scripted, body, word):
+    service = scripted(BAD)
+    service.post("/v1/copy", COPY | {"review": True})
+    answer = service.post(f"/v1/reviews/{queue(service)[0]['id']}", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == word
+    assert len(queue(service)) == 1
+
+
+def test_a_full_queue_takes_no_more(scripted, monkeypatch):
+    monkeypatch.setattr("handbill.serving.repository.MAX_PENDING_REVIEWS", 1)
+    service = scripted(BAD)
+    ids = [
+        service.post("/v1/copy", COPY | {"review": True}).json()["error"]["reviews"]
+        for _ in range(2)
+    ]
+    assert [len(numbers) for numbers in ids] == [1, 0]
