@@ -6,41 +6,9 @@ import json
 import pytest
 
 from handbill.serving.repository import Repository
-from handbill.serving.sequences import Delta
 
 COPY = {"title": "Oak desk lamp", "description": "12 W", "price": "£29"}
 GOOD, BAD = "A warm lamp for late reading.", "The best lamp in the world."
-
-
-class Scripted:
-    """An engine that writes given texts, one after the other, in pieces of three characters."""
-
-    def __init__(self, texts):
-        self.texts = list(texts)
-        self.asked = []
-        self.open = 0
-
-    async def submit(self, sequence):
-        self.asked.append(sequence)
-        text = self.texts[(len(self.asked) - 1) % len(self.texts)]
-        self.open += 1
-        try:
-            for at in range(0, len(text), 3):
-                reason = "stop" if at + 3 >= len(text) else None
-                yield Delta(text=text[at : at + 3], n_tokens=1, finish_reason=reason)
-                await asyncio.sleep(0)
-        finally:
-            self.open -= 1
-
-
-@pytest.fixture
-def scripted(make_service):
-    def make(*texts, **settings):
-        service = make_service(**settings)
-        service.gateway._engine = service.engine = Scripted(texts)
-        return service
-
-    return make
 
 
 def events(answer):
