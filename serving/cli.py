@@ -250,7 +250,7 @@ def ask(
     headers = {"Authorization": f"Bearer {_key(key, shop, home)}"}
     try:
         answer = httpx.request(
-            method, url, json=body, headers=headers, timeout=120, trust_env=False
+            method, url, json=body, headers=headers, timeout=300, trust_env=False
         )
         found: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -291,7 +291,7 @@ class Demo:
         keys = {s: (self.home / "shops" / s / "api_key").read_text().strip() for s in self.shops}
         first, other = self.shops[0], self.shops[-1]
         answers = {}
-        with httpx.Client(trust_env=False, timeout=120) as http:
+        with httpx.Client(trust_env=False, timeout=300) as http:
             for shop in (first, other):
                 client = OpenAI(base_url=f"{url}/v1", api_key=keys[shop])
                 chat = client.chat.completions.create(

@@ -14,7 +14,7 @@ from typing import Any, Final
 from handbill.errors import InputError
 from handbill.generator.claims.facts import Known, find_facts
 from handbill.generator.claims.folding import Folded, fold, squeeze, unmask
-from handbill.generator.claims.lexicon import LANGUAGES, Rule, Severity, lexicon, rules
+from handbill.generator.claims.lexicon import LANGUAGES, Severity, lexicon, rules
 from handbill.generator.claims.personal import find_personal
 from handbill.generator.prompts import CopyRequest
 
@@ -136,23 +136,15 @@ def _claims(folded: Folded, permitted: frozenset[str]) -> Iterator[Finding]:
         if language == "zh":
             forms = [squeeze(Folded(folded.text.translate(words.variants), folded.offsets))]
         else:
-            plain, unmasked = folded, unmask(folded)
-            forms = [plain] if unmasked.text == plain.text else [plain, unmasked]
+            unmasked = unmask(folded)
+            forms = [folded] if unmasked.text == folded.text else [folded, unmasked]
         for rule in words.rules:
             if rule.id in permitted:
                 continue
             for form in forms:
                 for start, end in rule.matches(form):
-                    yield _finding(rule, *form.span(start, end))
-        if language == "zh" and folded.has_latin:
-            for rule in words.rules:
-                if rule.id not in permitted:
-                    for start, end in rule.mixed_matches(forms[0]):
-                        yield _finding(rule, *forms[0].span(start, end))
-
-
-def _finding(rule: Rule, start: int, end: int) -> Finding:
-    return Finding(start, end, rule.id, rule.severity, rule.reason, rule.law)
+                    span = form.span(start, end)
+                    yield Finding(*span, rule.id, rule.severity, rule.reason, rule.law)
 
 
 def _personal(text: str, folded: Folded, product: CopyRequest | None) -> Iterator[Finding]:

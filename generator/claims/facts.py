@@ -106,7 +106,6 @@ _CERTIFICATES: Final[dict[str, str]] = {
     "haccp": r"\bhaccp\b",
     "sgs": r"\bsgs\b",
     "bpa": r"\bbpa[ -]?free\b|不含双酚a",
-    "handmade": r"\bhand[ -]?made\b|纯手工",
     "waterproof": r"\bip[x6]\d\b",
 }
 _CERTIFICATE: Final = re.compile(
@@ -196,9 +195,11 @@ def _value(found: re.Match[str]) -> tuple[FactKind, tuple[str, float] | None]:
 
 def _quantity(groups: dict[str, str]) -> tuple[str, float] | None:
     number = groups["q"] or groups["hq"] or groups["wq"]
-    if number in {"一", "半", "one", "half"}:  # a figure of speech more often than a fact
+    unit = groups["u"] or groups["hu"] or groups["wu"]
+    # Figures of speech more often than facts.
+    if number in {"一", "半", "one", "half"} or (groups["wq"] and unit.startswith(("min", "sec"))):
         return None
-    dimension, factor = _UNITS[groups["u"] or groups["hu"] or groups["wu"]]
+    dimension, factor = _UNITS[unit]
     return dimension, _number(number) * factor
 
 

@@ -48,10 +48,7 @@ class Rule:
                 )
             if not any(a <= start and end <= b for a, b in allowed):
                 yield start, end
-
-    def mixed_matches(self, folded: Folded) -> Iterator[tuple[int, int]]:
-        """Where it matches in pinyin."""
-        if self.mixed is None:
+        if self.mixed is None or not folded.has_latin:
             return
         for found in self.mixed.finditer(folded.text):
             # All Chinese is the plain pattern's business; initials alone could be any word.

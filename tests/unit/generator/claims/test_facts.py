@@ -33,7 +33,7 @@ def facts(text, product):
         "3 years",
         "BOGO",
         "two for one",
-        "A lamp for one evening",
+        "A lamp for one evening, a chair and ten minutes",
         "Model 300 stands on half a desk",
     ],
 )
