@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from handbill.clients.tables import Record, text_problem
+from handbill.generator.claims.personal import find_personal, mask_personal
 
 MAX_COPY_CHARS: Final = 2_000
 MAX_FIELD_CHARS: Final = 20_000
@@ -27,6 +28,8 @@ EVENT_KINDS: Final[dict[str, str]] = {
     "order": "purchase",
 }
 
+_EXACT: Final = frozenset({"price", "kind", "time"})
+
 # An amount with at most a short currency name or sign on one side: 12.50, £12.50, 12,50 EUR.
 # No sign and no exponent fits, so negative, NaN and infinite prices do not.
 _PRICE: Final = re.compile(r"[^\d\s.,+-]{0,4}\s?\d+(?:[.,]\d+)*\s?[^\d\s.,+-]{0,4}")
@@ -38,7 +41,8 @@ def clean_cells(
     """The mapped cells of a record, cleaned, and why they cannot be used ("" when they can).
 
     Ids lose surrounding space only; other fields are brought to Unicode NFC and their runs of
-    white space to one space, except that copy keeps its line breaks.
+    white space to one space, except that copy keeps its line breaks. Copy with personal data in it
+    cannot be used: what is learnt from may be written again. In other text it is masked.
 
     Args:
         record: One record of a table.
@@ -67,7 +71,8 @@ def _clean(name: str, value: str) -> str:
     value = unicodedata.normalize("NFC", value)
     if name == "text":
         return value.replace("\r\n", "\n").replace("\r", "\n").strip()
-    return " ".join(value.split())
+    value = " ".join(value.split())
+    return value if name in _EXACT else mask_personal(value)
 
 
 def _too_long(name: str, value: str) -> str:
@@ -78,6 +83,8 @@ def _too_long(name: str, value: str) -> str:
 
 
 def _field_problem(name: str, value: str) -> str:
+    if name == "text" and (personal := find_personal(value)):
+        return f"personal data ({personal[0].kind.replace('_', ' ')})"
     if name == "price" and not _PRICE.fullmatch(value):
         return "not a price (negative, not a number, or more than an amount and a currency)"
     if name == "kind" and value.lower() not in EVENT_KINDS:

@@ -1,4 +1,4 @@
-"""What writes copy: base models, prompts, adapters, signed artifacts, decoding and metrics.
+"""What writes copy and checks it: base models, prompts, adapters, signed artifacts, claims, metrics.
 
 Start reading at :mod:`handbill.generator.prompts` (what is asked), then
 :mod:`handbill.generator.adapters` (what is trained) and

@@ -4,13 +4,14 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from handbill.errors import HandbillError
+from handbill.serving.errors import CopyBlockedError
 from handbill.serving.refusals import error_body
 from handbill.serving.sequences import Delta
 
@@ -56,12 +57,12 @@ class Answer(ABC):
         return []
 
     @abstractmethod
-    def chunk(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
         """A piece of one answer."""
 
     @abstractmethod
-    def whole(self, texts: list[str], reasons: list[str | None]) -> dict[str, Any]:
-        """All answers at once."""
+    def whole(self, written: list[Delta]) -> dict[str, Any]:
+        """All answers at once, each as one piece."""
 
     def closing(self, *, include_usage: bool) -> list[dict[str, Any]]:
         """Chunks after the last text."""
@@ -78,28 +79,36 @@ class ChatAnswer(Answer):
 
     def opening(self) -> list[dict[str, Any]]:
         """The role of every answer."""
-        return [self._choice(i, {"role": "assistant", "content": ""}, None) for i in range(self.n)]
+        return [self._choice(i, {"role": "assistant", "content": ""}) for i in range(self.n)]
 
-    def chunk(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
         """A delta."""
-        return self._choice(index, {"content": text} if text else {}, reason)
+        content = {"content": delta.text} if delta.text else {}
+        return self._choice(index, content, delta.finish_reason, _marks(delta))
 
-    def whole(self, texts: list[str], reasons: list[str | None]) -> dict[str, Any]:
+    def whole(self, written: list[Delta]) -> dict[str, Any]:
         """Messages."""
         choices = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": text, "refusal": None},
+                "message": {"role": "assistant", "content": delta.text, "refusal": None},
                 "logprobs": None,
-                "finish_reason": reasons[i],
+                "finish_reason": delta.finish_reason,
+                **_marks(delta),
             }
-            for i, text in enumerate(texts)
+            for i, delta in enumerate(written)
         ]
         return self.head(self.KIND) | {"choices": choices, "usage": self.usage()}
 
-    def _choice(self, index: int, delta: dict[str, str], reason: str | None) -> dict[str, Any]:
+    def _choice(
+        self,
+        index: int,
+        delta: dict[str, str],
+        reason: str | None = None,
+        marks: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return self.head(self.CHUNK) | {"choices": [choice]}
+        return self.head(self.CHUNK) | {"choices": [choice | (marks or {})]}
 
 
 class CompletionAnswer(Answer):
@@ -108,50 +117,97 @@ class CompletionAnswer(Answer):
     KIND = "text_completion"
     CHUNK = "text_completion"
 
-    def chunk(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
         """A piece of text."""
-        return self.head(self.CHUNK) | {"choices": [_choice(index, text, reason)]}
+        return self.head(self.CHUNK) | {"choices": [_choice(index, delta)]}
 
-    def whole(self, texts: list[str], reasons: list[str | None]) -> dict[str, Any]:
+    def whole(self, written: list[Delta]) -> dict[str, Any]:
         """Texts."""
-        choices = [_choice(i, text, reasons[i]) for i, text in enumerate(texts)]
+        choices = [_choice(i, delta) for i, delta in enumerate(written)]
         return self.head(self.KIND) | {"choices": choices, "usage": self.usage()}
 
 
+@dataclass(kw_only=True)
 class CopyAnswer(Answer):
-    """``/v1/copy``."""
+    """``/v1/copy``. Only copy that passed the check is in it.
+
+    Attributes:
+        label: The words that say that a machine wrote it.
+        label_place: Whether the text itself begins or ends with them.
+    """
 
     KIND = "copy"
     CHUNK = "copy.chunk"
 
-    def chunk(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        """A piece of one copy."""
-        piece = {"version": self.version, "index": index, "text": text, "finish_reason": reason}
-        return self.head(self.CHUNK) | piece
+    label: str = ""
+    label_place: Literal["none", "start", "end"] = "none"
 
-    def whole(self, texts: list[str], reasons: list[str | None]) -> dict[str, Any]:
-        """All copies."""
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
+        """One copy: it comes whole, because all of it was checked first."""
+        return self.head(self.CHUNK) | {
+            "version": self.version,
+            "index": index,
+            "text": self._labelled(delta.text),
+            "finish_reason": delta.finish_reason,
+            "findings": delta.findings,
+            **_review(delta),
+        }
+
+    def whole(self, written: list[Delta]) -> dict[str, Any]:
+        """All copies that passed, and why others did not.
+
+        Raises:
+            CopyBlockedError: None passed.
+        """
+        passed = [delta for delta in written if delta.finish_reason != "content_filter"]
+        blocked = [delta for delta in written if delta.finish_reason == "content_filter"]
+        if not passed:
+            kept = [delta.review for delta in blocked if delta.review is not None]
+            raise CopyBlockedError(blocked[-1].findings, reviews=kept)
         copies = [
-            {"text": text.strip(), "finish_reason": reasons[i]} for i, text in enumerate(texts)
+            {
+                "text": self._labelled(delta.text),
+                "finish_reason": delta.finish_reason,
+                "findings": delta.findings,
+            }
+            for delta in passed
         ]
-        facts = {"version": self.version, "copies": copies, "usage": self.usage()}
+        facts = {
+            "version": self.version,
+            "copies": copies,
+            "blocked": [{"findings": delta.findings, **_review(delta)} for delta in blocked],
+            "ai_generated": self._origin(),
+            "usage": self.usage(),
+        }
         return self.head(self.KIND) | facts
 
     def closing(self, *, include_usage: bool) -> list[dict[str, Any]]:
         """What it used, always."""
         del include_usage
-        return [self.head(self.CHUNK) | {"version": self.version, "usage": self.usage()}]
+        facts = {
+            "version": self.version,
+            "ai_generated": self._origin(),
+            "usage": self.usage(),
+        }
+        return [self.head(self.CHUNK) | facts]
+
+    def _origin(self) -> dict[str, str]:
+        return {"label": self.label, "producer": "handbill", "id": self.id, "model": self.version}
+
+    def _labelled(self, text: str) -> str:
+        if not text or self.label_place == "none":
+            return text
+        parts = (f"[{self.label}]", text)
+        return " ".join(parts if self.label_place == "start" else reversed(parts))
 
 
 async def collect(answer: Answer, pieces: AsyncGenerator[Piece, None]) -> dict[str, Any]:
     """Wait for the whole answer."""
-    texts = [""] * answer.n
-    reasons: list[str | None] = [None] * answer.n
+    written = [Delta(text="", n_tokens=0)] * answer.n
     async for index, delta in pieces:
-        texts[index] += delta.text
-        reasons[index] = delta.finish_reason
+        written[index] = replace(delta, text=written[index].text + delta.text)
         answer.written += delta.n_tokens
-    return answer.whole(texts, reasons)
+    return answer.whole(written)
 
 
 async def events(
@@ -168,10 +224,10 @@ async def events(
         async for index, delta in _chain(first, rest):
             answer.written += delta.n_tokens
             if answer.KIND == "chat.completion" and delta.finish_reason and delta.text:
-                yield _event(answer.chunk(index, delta.text, None))  # the reason comes alone
-                yield _event(answer.chunk(index, "", delta.finish_reason))
+                yield _event(answer.chunk(index, Delta(text=delta.text, n_tokens=0)))
+                yield _event(answer.chunk(index, replace(delta, text="")))  # the reason comes alone
             elif delta.text or delta.finish_reason:
-                yield _event(answer.chunk(index, delta.text, delta.finish_reason))
+                yield _event(answer.chunk(index, delta))
         for chunk in answer.closing(include_usage=include_usage):
             yield _event(chunk)
     except HandbillError as error:
@@ -203,8 +259,18 @@ async def _chain(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piec
         yield piece
 
 
-def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+def _choice(index: int, delta: Delta) -> dict[str, Any]:
+    choice = {"index": index, "text": delta.text, "logprobs": None}
+    return choice | {"finish_reason": delta.finish_reason} | _marks(delta)
+
+
+def _marks(delta: Delta) -> dict[str, Any]:
+    """A field beside OpenAI's, and only where something was found."""
+    return {"findings": delta.findings} if delta.findings else {}
+
+
+def _review(delta: Delta) -> dict[str, int]:
+    return {} if delta.review is None else {"review": delta.review}
 
 
 def _event(body: MutableMapping[str, Any]) -> str:

@@ -5,15 +5,18 @@ special tokens (:mod:`handbill.generator.prompts`), so it cannot forge a turn.
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from functools import partial
+from typing import Any, Final
 from uuid import uuid4
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 
-from handbill.generator.prompts import plain_ids, render_chat, render_prompt
+from handbill.generator.claims.checker import check
+from handbill.generator.prompts import CopyRequest, plain_ids, render_chat, render_prompt
 from handbill.serving import refusals
 from handbill.serving.answers import (
     Answer,
@@ -24,19 +27,19 @@ from handbill.serving.answers import (
     collect,
     events,
 )
+from handbill.serving.claims_api import claims_routes
 from handbill.serving.errors import BadRequestError, ModelNotFoundError
-from handbill.serving.gate import Gate
+from handbill.serving.gate import CallerOf, Gate, caller_of
 from handbill.serving.gateway import Gateway, Job
-from handbill.serving.requests import ChatBody, CompletionBody, CopyBody, Generation
-from handbill.serving.tenants import Caller
+from handbill.serving.requests import (
+    ChatBody,
+    CompletionBody,
+    CopyBody,
+    Generation,
+)
 
-
-def _caller(request: Request) -> Caller:
-    caller: Caller = request.state.caller
-    return caller
-
-
-CallerOf = Annotated[Caller, Depends(_caller)]
+# The words that say that a machine wrote it, by language.
+AI_LABELS: Final = {"zh": "AI 生成", "en": "AI-generated"}
 
 
 def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
@@ -57,6 +60,7 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     app = FastAPI(title="handbill", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Gate, gateway=gateway, answers_request_id=answers_request_id)
     refusals.install(app)
+    app.include_router(claims_routes(gateway))
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
@@ -74,8 +78,13 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     async def copy(body: CopyBody, request: Request) -> Response:
         """Write copy for a product, for one shopper or for all."""
         room = gateway.config.max_prompt_tokens
-        prompt = render_prompt(gateway.tokenizer, body.request(), max_tokens=room)
-        return await _respond(gateway, request, CopyAnswer, body, [prompt])
+        product = body.request()
+        prompt = render_prompt(gateway.tokenizer, product, max_tokens=room)
+        label = AI_LABELS.get(product.language.partition("-")[0], AI_LABELS["en"])
+        shape = partial(CopyAnswer, label=label, label_place=body.label)
+        return await _respond(
+            gateway, request, shape, body, [prompt], product=product, review=body.review
+        )
 
     @app.get("/v1/models")
     async def models(caller: CallerOf) -> dict[str, Any]:
@@ -105,18 +114,29 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
 async def _respond(
     gateway: Gateway,
     request: Request,
-    shape: type[Answer],
+    shape: Callable[..., Answer],
     body: Generation,
     prompts: list[list[int]],
+    *,
+    product: CopyRequest | None = None,
+    review: bool = False,
 ) -> Response:
-    """Run a request and answer it whole or as a stream."""
-    caller = _caller(request)
+    """Run a request and answer it whole or as a stream; copy for a product only if it passes."""
+    caller = caller_of(request)
     route = gateway.route(caller, body.model)
     n = body.answers(gateway.config)
     if len(prompts) * n > gateway.config.max_choices:
         raise BadRequestError(f"prompt: at most {gateway.config.max_choices} answers at once")
     if not all(prompts):
         raise BadRequestError("prompt: is empty", param="prompt")
+    house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
+
+    async def keep(text: str) -> int | None:
+        facts = {"request": request.state.request, "artifact": route.digest}
+        title = product.title if product is not None else ""
+        keep_text = partial(gateway.tenants.reviews.keep, title=title, **facts)
+        return await run_in_threadpool(keep_text, caller.tenant, text)
+
     job = Job(
         caller=caller,
         request=request.state.request,
@@ -125,6 +145,9 @@ async def _respond(
         prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(n)),
         prompt_tokens=sum(map(len, prompts)),
         sampling=body.sampling(gateway.config),
+        check=partial(check, product=product, house=house),
+        attempts=gateway.config.copy_attempts if product is not None else 0,
+        keep=keep if review else None,
     )
     answer = shape(
         id=f"hb-{uuid4().hex}",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Home = Annotated[Path, typer.Option(envvar="HANDBILL_HOME", help="Where handbill keeps its files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+Url = Annotated[str, typer.Option(envvar="HANDBILL_URL", help="The service.")]
+Key = Annotated[str, typer.Option(envvar="HANDBILL_API_KEY", help="Your API key.")]
+Shop = Annotated[str, typer.Option(metavar="ID", help="Use the key of HOME/shops/ID.")]
 DEFAULT_HOME = Path(".handbill")
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -79,9 +82,15 @@ def copy(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest copy.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 for the likeliest copy.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same copy.")] = None,
-    url: Annotated[str, typer.Option(envvar="HANDBILL_URL", help="The service.")] = DEFAULT_URL,
-    key: Annotated[str, typer.Option(envvar="HANDBILL_API_KEY", help="Your API key.")] = "",
-    shop: Annotated[str, typer.Option(metavar="ID", help="Use the key of HOME/shops/ID.")] = "",
+    label: Annotated[
+        str, typer.Option(help="Say that a machine wrote it: none, start, end.")
+    ] = "none",
+    review: Annotated[
+        bool, typer.Option("--review", help="Keep what is blocked for handbill reviews.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = "",
+    shop: Shop = "",
     as_json: AsJson = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
@@ -98,13 +107,18 @@ def copy(
         "max_tokens": max_tokens,
         "temperature": temperature,
         "seed": seed,
+        "label": label,
+        "review": review,
     }
-    answer = _post(f"{url.rstrip('/')}/v1/copy", body, _key(key, shop, home))
+    answer = ask("POST", url, "/v1/copy", body=body, key=key, shop=shop, home=home)
     if as_json:
         typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
         return
     for piece in answer["copies"]:
         typer.echo(piece["text"])
+    for piece in answer["blocked"]:
+        rules = ", ".join(dict.fromkeys(found["rule"] for found in piece["findings"]))
+        typer.echo(f"one piece was blocked: {rules}", err=True)
 
 
 @tenants_app.command("add")
@@ -115,7 +129,7 @@ def add(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Add a tenant."""
-    with _tenants(home) as tenants:
+    with open_home(home) as tenants:
         tenants.add(tenant, name)
     typer.echo(f"added {tenant}; next: handbill tenants key {tenant}")
 
@@ -134,7 +148,7 @@ def key_command(
     """Make an API key. It is shown once and cannot be read again."""
     if save is not None and save.exists():
         raise InputError(f"{save}: is there already; a key is never overwritten")
-    with _tenants(home) as tenants:
+    with open_home(home) as tenants:
         made = tenants.new_key(tenant, days=days)
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +170,7 @@ def revoke(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """End a key now."""
-    with _tenants(home) as tenants:
+    with open_home(home) as tenants:
         tenants.revoke(key_id)
     typer.echo(f"revoked {key_id}")
 
@@ -164,7 +178,7 @@ def revoke(
 @tenants_app.command("list")
 def list_tenants(*, as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
     """List tenants, their keys and what they used."""
-    with _tenants(home) as tenants:
+    with open_home(home) as tenants:
         found = tenants.list()
     if as_json:
         typer.echo(json.dumps({"tenants": found}, indent=2, ensure_ascii=False))
@@ -189,7 +203,7 @@ def _config(home: Path, **given: Any) -> "ServingConfig":
 
 
 @contextmanager
-def _tenants(home: Path) -> "Iterator[Tenants]":
+def open_home(home: Path) -> "Iterator[Tenants]":
     """A home's tenants, closed at the end."""
     from handbill.serving.tenants import open_tenants
 
@@ -214,12 +228,29 @@ def _key(key: str, shop: str, home: Path) -> str:
     return file.read_text().strip()
 
 
-def _post(url: str, body: dict[str, Any], key: str) -> dict[str, Any]:
+def ask(
+    method: str,
+    url: str,
+    path: str,
+    *,
+    body: dict[str, Any] | None = None,
+    key: str,
+    shop: str,
+    home: Path,
+) -> dict[str, Any]:
+    """Ask a running service as a tenant.
+
+    Raises:
+        InputError: No key, or no service there.
+        HandbillError: It refuses.
+    """
     import httpx
 
+    url = url.rstrip("/") + path
+    headers = {"Authorization": f"Bearer {_key(key, shop, home)}"}
     try:
-        answer = httpx.post(
-            url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=120, trust_env=False
+        answer = httpx.request(
+            method, url, json=body, headers=headers, timeout=300, trust_env=False
         )
         found: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:

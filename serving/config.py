@@ -33,6 +33,7 @@ class ServingConfig:
         max_prompt_tokens: Longest prompt of ``/v1/copy``; the same as in training.
         max_tokens: Longest answer a request may ask for.
         max_choices: Most answers one request may ask for.
+        copy_attempts: Candidates written for one piece of copy until one passes the check.
         queue_limit: Sequences that may wait for a row, over all tenants.
         poll_s: Seconds between two looks at the channels.
         requests_per_minute: Per tenant, counted in answers (a request for 3 copies counts 3).
@@ -58,6 +59,7 @@ class ServingConfig:
     max_prompt_tokens: int = 96
     max_tokens: int = 256
     max_choices: int = 8
+    copy_attempts: int = 3
     queue_limit: int = 128
     poll_s: float = 1.0
     requests_per_minute: float = 600.0
@@ -73,6 +75,7 @@ class ServingConfig:
             "max_prompt_tokens",
             "max_tokens",
             "max_choices",
+            "copy_attempts",
             "queue_limit",
             "burst",
             "concurrent",

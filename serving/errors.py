@@ -1,6 +1,7 @@
 """What the gateway refuses, each with its HTTP status and OpenAI error code."""
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from handbill.errors import HandbillError
 
@@ -53,6 +54,33 @@ class ModelNotFoundError(GatewayError):
             "The model does not exist or you do not have access to it. GET /v1/models lists yours.",
             param="model",
         )
+
+
+class CopyBlockedError(GatewayError):
+    """Every candidate that was written says something copy may not say."""
+
+    status_code = 422
+    kind = "invalid_request_error"
+    code = "content_filter"
+
+    def __init__(
+        self, findings: Sequence[Mapping[str, Any]], *, reviews: Sequence[int] = ()
+    ) -> None:
+        """Say what was wrong.
+
+        Args:
+            findings: Of the last candidate.
+            reviews: Numbers in the review queue.
+        """
+        first = next(found for found in findings if found["severity"] == "block")
+        words = f" ({first['text'][:60]!r})" if first["text"] else ""
+        super().__init__(
+            f"No candidate passed the check; the last one breaks {first['rule']}{words}: "
+            f"{first['reason']}. Ask again, put the fact into the product's fields, or attach "
+            f"substantiation: POST /v1/claims."
+        )
+        self.findings = findings
+        self.reviews = reviews
 
 
 class TooLargeError(GatewayError):

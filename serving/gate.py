@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
+from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +16,14 @@ from handbill.serving.gateway import Gateway
 from handbill.serving.refusals import refusal
 from handbill.serving.tenants import Caller
 
+
+def caller_of(request: Request) -> Caller:
+    """Whom the gate let in."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+CallerOf = Annotated[Caller, Depends(caller_of)]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 

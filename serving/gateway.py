@@ -5,10 +5,11 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from handbill.errors import HandbillError
+from handbill.serving.checking import Check, Keep, approved, marked
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import ModelNotFoundError, UnavailableError
 from handbill.serving.limits import Limits
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 # A registry that was not looked at for so many polls is stale.
 _STALE_POLLS = 30
+_RETRY_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,10 @@ class Job:
     Attributes:
         prompts: Token ids, one per answer.
         prompt_tokens: Counted once per prompt that was given.
+        check: Finds what is wrong with an answer.
+        attempts: Candidates of each answer of which the first that passes is served; 0 serves any
+            answer, with its findings.
+        keep: Takes a blocked copy to the review queue.
     """
 
     caller: Caller
@@ -40,6 +46,9 @@ class Job:
     prompts: tuple[tuple[int, ...], ...]
     prompt_tokens: int
     sampling: Sampling
+    check: Check
+    attempts: int = 0
+    keep: Keep | None = None
 
 
 class Gateway:
@@ -140,17 +149,24 @@ class Gateway:
         }
 
     def _streams(self, job: Job) -> list[AsyncGenerator[Delta, None]]:
-        return [
-            self._engine.submit(
-                Sequence(
-                    tenant=job.caller.tenant,
-                    prompt=prompt,
-                    adapter=job.route.adapter,
-                    sampling=job.sampling.for_answer(index),
-                )
+        return [self._stream(job, index) for index in range(len(job.prompts))]
+
+    def _stream(self, job: Job, index: int) -> AsyncGenerator[Delta, None]:
+        def write(attempt: int) -> AsyncGenerator[Delta, None]:
+            sampling = job.sampling.for_answer(index + attempt * len(job.prompts))
+            if attempt and not sampling.temperature:  # the likeliest text would be the same again
+                sampling = replace(sampling, temperature=_RETRY_TEMPERATURE)
+            sequence = Sequence(
+                tenant=job.caller.tenant,
+                prompt=job.prompts[index],
+                adapter=job.route.adapter,
+                sampling=sampling,
             )
-            for index, prompt in enumerate(job.prompts)
-        ]
+            return self._engine.submit(sequence)
+
+        if job.attempts:
+            return approved(write, job.check, attempts=job.attempts, keep=job.keep)
+        return marked(write(0), job.check)
 
 
 def _names(caller: Caller, route: Route) -> list[str]:

@@ -1,9 +1,18 @@
-"""Tables of the serving database: tenants, keys, usage, channel marks."""
+"""Tables of the serving database: tenants, keys, usage, channel marks, house rules and reviews of copy."""
 
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Engine, ForeignKey, Index, String, create_engine, event
+from sqlalchemy import (
+    DateTime,
+    Engine,
+    ForeignKey,
+    Index,
+    String,
+    Text,
+    create_engine,
+    event,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -48,6 +57,41 @@ class UsageRow(Base):
     outcome: Mapped[str] = mapped_column(String(16))
     started_at: Mapped[datetime] = mapped_column(DateTime)
     duration_ms: Mapped[int]
+
+
+class HouseRuleRow(Base):
+    """One thing a tenant adds to the rules of copy, or may do beside them."""
+
+    __tablename__ = "house_rule"
+    __table_args__ = (Index("ix_house_rule_tenant", "tenant_id"),)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    kind: Mapped[str] = mapped_column(String(16))
+    value: Mapped[str] = mapped_column(Text)
+    evidence: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(DateTime)
+
+
+class ReviewRow(Base):
+    """A piece of copy that waits for a person, or that a person decided on.
+
+    Attributes:
+        text: Without personal data; empty once it is rejected.
+        decided_by: Id of the key that decided.
+    """
+
+    __tablename__ = "review"
+    __table_args__ = (Index("ix_review_tenant_state", "tenant_id", "state"),)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    request_id: Mapped[str] = mapped_column(String(64))
+    artifact: Mapped[str] = mapped_column(String(71))
+    title: Mapped[str] = mapped_column(String(500))
+    text: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(DateTime)
+    decided_at: Mapped[datetime | None] = mapped_column(DateTime)
+    decided_by: Mapped[str] = mapped_column(String(8))
 
 
 class MarkRow(Base):

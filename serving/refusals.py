@@ -9,8 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from handbill.errors import ArtifactError, HandbillError
-from handbill.serving.errors import BadRequestError, GatewayError
+from handbill.errors import ArtifactError, HandbillError, MissingError
+from handbill.serving.errors import BadRequestError, CopyBlockedError, GatewayError
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +22,18 @@ def error_body(error: HandbillError) -> tuple[int, dict[str, Any], dict[str, str
     if wait_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if isinstance(error, GatewayError):
-        return error.status_code, _body(str(error), error.kind, error.param, error.code), headers
+        body = _body(str(error), error.kind, error.param, error.code)
+        if isinstance(error, CopyBlockedError):
+            body["error"]["findings"] = list(error.findings)
+            body["error"]["reviews"] = list(error.reviews)
+        return error.status_code, body, headers
     if isinstance(error, ArtifactError) or error.status_code >= 500:
         # Whose artifact, where it lies and what is wrong with it is the operator's business.
         log.error("request_failed", extra={"error": type(error).__name__})
         message = "This model cannot be served now."
         return 503, _body(message, "server_error", None, "unavailable"), {"Retry-After": "1"}
+    if isinstance(error, MissingError):
+        return 404, _body(str(error), "invalid_request_error", None, "not_found"), headers
     message = str(error)
     param = message.partition(":")[0].partition("=")[0]
     known = param if param.isidentifier() else None

@@ -5,14 +5,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, func, insert, or_, select, update
+from sqlalchemy import Engine, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from handbill.errors import InputError, MissingError
-from handbill.serving.orm import KeyRow, MarkRow, TenantRow, UsageRow, connect, utc_now
+from handbill.serving.orm import (
+    HouseRuleRow,
+    KeyRow,
+    MarkRow,
+    ReviewRow,
+    TenantRow,
+    UsageRow,
+    connect,
+    utc_now,
+)
 
 MAX_LIVE_KEYS = 2
+MAX_HOUSE_RULES = 100
+MAX_PENDING_REVIEWS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +169,107 @@ class Repository:
         with Session(self._engine, expire_on_commit=False) as session:
             rows = select(UsageRow).where(UsageRow.tenant_id == tenant).order_by(UsageRow.id)
             return session.scalars(rows).all()
+
+    def add_house_rule(self, tenant: str, kind: str, value: str, evidence: str) -> int:
+        """Add a house rule; its id.
+
+        Raises:
+            MissingError: No such tenant.
+            InputError: The tenant has as many as there may be.
+        """
+        with Session(self._engine) as session, session.begin():
+            if session.get(TenantRow, tenant) is None:
+                raise MissingError(f"tenant {tenant}: no such tenant; `tenants add {tenant}` first")
+            mine = select(func.count()).where(HouseRuleRow.tenant_id == tenant)
+            if (session.scalar(mine) or 0) >= MAX_HOUSE_RULES:
+                raise InputError(f"tenant {tenant}: has {MAX_HOUSE_RULES} house rules; remove one")
+            row = HouseRuleRow(
+                tenant_id=tenant, kind=kind, value=value, evidence=evidence, created_at=utc_now()
+            )
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def remove_house_rule(self, tenant: str, rule: int) -> None:
+        """Remove a house rule.
+
+        Raises:
+            MissingError: The tenant has none of this id.
+        """
+        with Session(self._engine) as session, session.begin():
+            mine = (HouseRuleRow.tenant_id == tenant, HouseRuleRow.id == rule)
+            if session.scalar(select(HouseRuleRow).where(*mine)) is None:
+                raise MissingError(f"house rule {rule}: no such rule; `claims list` shows them")
+            session.execute(delete(HouseRuleRow).where(*mine))
+
+    def house_rules(self, tenant: str) -> Sequence[HouseRuleRow]:
+        """A tenant's house rules, oldest first."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            rows = select(HouseRuleRow).where(HouseRuleRow.tenant_id == tenant)
+            return session.scalars(rows.order_by(HouseRuleRow.id)).all()
+
+    def add_review(
+        self, tenant: str, *, request: str, artifact: str, title: str, text: str
+    ) -> int | None:
+        """Keep a piece of copy for review; its id, or None when too many wait already."""
+        with Session(self._engine) as session, session.begin():
+            waiting = (ReviewRow.tenant_id == tenant, ReviewRow.state == "pending")
+            if (session.scalar(select(func.count()).where(*waiting)) or 0) >= MAX_PENDING_REVIEWS:
+                return None
+            row = ReviewRow(
+                tenant_id=tenant,
+                request_id=request,
+                artifact=artifact,
+                title=title,
+                text=text,
+                state="pending",
+                created_at=utc_now(),
+                decided_by="",
+            )
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def decide_review(
+        self, tenant: str, review: int, *, state: str, text: str | None, key: str
+    ) -> ReviewRow:
+        """Write a decision; the row as it is now.
+
+        Args:
+            tenant: Whose.
+            review: Its id.
+            state: What was decided.
+            text: Takes the place of the text, unless None.
+            key: Id of the key that decided.
+
+        Raises:
+            MissingError: The tenant has none of this id.
+            InputError: It is decided already.
+        """
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            mine = (ReviewRow.tenant_id == tenant, ReviewRow.id == review)
+            changed = session.execute(
+                update(ReviewRow)
+                .where(*mine, ReviewRow.state == "pending")
+                .values(
+                    state=state,
+                    text=ReviewRow.text if text is None else text,
+                    decided_at=utc_now(),
+                    decided_by=key,
+                )
+            )
+            row = session.scalar(select(ReviewRow).where(*mine))
+            if row is None:
+                raise MissingError(f"review {review}: no such review; `reviews list` shows them")
+            if changed.rowcount == 0:  # type: ignore[attr-defined]
+                raise InputError(f"review {review}: is {row.state} already")
+            return row
+
+    def reviews(self, tenant: str, state: str) -> Sequence[ReviewRow]:
+        """A tenant's reviews in a state, oldest first."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            rows = select(ReviewRow).where(ReviewRow.tenant_id == tenant, ReviewRow.state == state)
+            return session.scalars(rows.order_by(ReviewRow.id).limit(MAX_PENDING_REVIEWS)).all()
 
 
 class DatabaseMarks:

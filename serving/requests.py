@@ -120,6 +120,41 @@ class TextPart(BaseModel):
     text: Text
 
 
+class HouseRuleBody(BaseModel):
+    """``POST /v1/claims``; see :meth:`handbill.serving.house.House.add`."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Field200
+    value: Text
+    evidence: Text = ""
+
+
+class DecisionBody(BaseModel):
+    """``POST /v1/reviews/NUMBER``; see :meth:`handbill.serving.reviews.Reviews.decide`."""
+
+    model_config = ConfigDict(extra="forbid")
+    decision: Field200
+    text: Text = ""
+
+
+class CheckBody(BaseModel):
+    """``/v1/check``: a text, and the product it is about, if its facts are to be checked."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: Text
+    title: Annotated[str, Field(max_length=500)] = ""
+    description: Annotated[str, Field(max_length=4000)] = ""
+    category: Field200 = ""
+    brand: Field200 = ""
+    price: Field200 = ""
+
+    def product(self) -> CopyRequest | None:
+        """The product; None when nothing but the text was given."""
+        if not self.title:
+            return None
+        return CopyRequest(**self.model_dump(exclude={"text"}))
+
+
 class Message(BaseModel):
     """One turn of a conversation."""
 
@@ -158,7 +193,12 @@ class CompletionBody(Generation):
 
 
 class CopyBody(Generation):
-    """``/v1/copy``: a product, perhaps a shopper, and how many pieces of copy."""
+    """``/v1/copy``: a product, perhaps a shopper, and how many pieces of copy.
+
+    Attributes:
+        label: Where the words that say "made by a machine" stand in the text itself.
+        review: Keep copy that is blocked for a person of the tenant's; else no text is kept.
+    """
 
     DEFAULT_TEMPERATURE: ClassVar[float] = 0.7
     DEFAULT_TOP_P: ClassVar[float] = 0.9
@@ -173,6 +213,8 @@ class CopyBody(Generation):
     scenario: Field200 = "recommendation_reason"
     tone: Field200 = ""
     language: Field200 = "en"
+    label: Literal["none", "start", "end"] = "none"
+    review: bool = False
 
     def request(self) -> CopyRequest:
         """What the generator is asked for.

@@ -1,12 +1,12 @@
 """What an engine is asked for, what it answers, and the interface every engine has."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from handbill.errors import InputError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
 MAX_STOPS: Final = 4
 
 
@@ -71,11 +71,17 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """The next piece of an answer; the last one says why it ended."""
+    """The next piece of an answer; the last one says why it ended, and what is wrong with the text.
+
+    Attributes:
+        review: Number of a blocked text in the review queue.
+    """
 
     text: str
     n_tokens: int
     finish_reason: FinishReason | None = None
+    findings: tuple[Mapping[str, Any], ...] = ()
+    review: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

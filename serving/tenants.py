@@ -11,10 +11,12 @@ from handbill.errors import InputError
 from handbill.generator.artifacts import check_tenant
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import InvalidKeyError
+from handbill.serving.house import House
 from handbill.serving.keys import ApiKey, load_or_create_pepper
 from handbill.serving.migrations import migrate
 from handbill.serving.orm import utc_now
 from handbill.serving.repository import Repository, Usage
+from handbill.serving.reviews import Reviews
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +39,17 @@ class Tenants:
     Args:
         repository: An up-to-date serving database.
         pepper: The secret of :mod:`handbill.serving.keys`.
+
+    Attributes:
+        house: What each tenant's copy may and may not say.
+        reviews: What waits for a person of each tenant's.
     """
 
     def __init__(self, repository: Repository, pepper: bytes) -> None:
         self._repository = repository
         self._pepper = pepper
+        self.house = House(repository)
+        self.reviews = Reviews(repository, self.house)
         # One writer: a request never waits for the disk, and SQLite never sees two.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="usage")
 

@@ -13,7 +13,9 @@ from handbill.clients.commands import client_cli
 from handbill.clients.privacy_commands import privacy_app
 from handbill.errors import HandbillError
 from handbill.server.cli import models_app, server_cli
+from handbill.serving.claims_commands import claims_app
 from handbill.serving.cli import copy, serve, tenants_app
+from handbill.serving.reviews_commands import reviews_app
 from handbill.simulations.cli import simulate
 from handbill.simulations.demo_command import demo
 
@@ -42,6 +44,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(tenants_app, name="tenants")
 app.command()(serve)
 app.command()(copy)
+app.add_typer(claims_app, name="claims")
+app.add_typer(reviews_app, name="reviews")
 app.command()(simulate)
 app.command()(audit)
 

@@ -93,6 +93,27 @@ def test_the_table_of_rounds_over_flower_is_what_was_measured():
     assert metrics["ratio_vs_flower"] <= 0.5
 
 
+def test_the_figures_of_the_check_of_copy_are_what_was_measured():
+    page = (ROOT / "docs" / "safe-copy.md").read_text(encoding="utf-8")
+    metrics = result("claims")["metrics"]
+    for name, words in {
+        "recall_zh": "forbidden Chinese lines that are blocked",
+        "recall_en": "forbidden English lines that are blocked",
+        "obfuscated_recall": "lines in disguise that are blocked",
+        "false_positive_rate": "allowed lines that are blocked",
+        "pii_recall": "personal data found, of 600 generated pieces",
+        "pii_precision": "of what is found as personal, it is",
+    }.items():
+        assert f"| {words} | {100 * metrics[name]:.1f}% |" in page
+    for language, name in (("zh", "Chinese"), ("en", "English")):
+        cell = f"about 100 tokens, {name} | {metrics[f'check_ms_{language}']:.2f} ms |"
+        assert cell in page
+    for name in ("adgen_zh", "kobe_zh", "amazon_office_industrial_en"):
+        assert f"{100 * metrics[f'real.{name}.blocked']:.1f}% of" in page
+    assert f"against {metrics['development.lines']:,.0f} lines" in page
+    assert f"these are {metrics['lines']:.0f} others" in page
+
+
 def test_the_cost_table_of_the_docs_is_what_was_measured():
     path = ROOT / "benchmarks" / "results" / "dp_training.json"
     table = json.loads(path.read_text())["table"]

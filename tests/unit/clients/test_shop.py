@@ -125,6 +125,22 @@ def test_a_broken_price_is_set_aside(tmp_path, price):
     )
 
 
+def test_copy_with_personal_data_is_set_aside_and_other_text_is_masked(tmp_path):
+    make_folder(
+        tmp_path,
+        SHOP + ROWS + PRODUCTS + SHOPPERS,
+        copy="who,what,copy\nu1,p1,Fine.\nu1,p1,Call 138 1234 5678 now.\n",
+        products="id,name,price\np1,Mug by a.weaver@example.org,4\n",
+        shoppers='id,likes\nu1,"tea, 14 Old Mill Lane"\n',
+    )
+    shop = load_shop(tmp_path)
+    (reject,) = shop.rejects
+    assert (reject.line, reject.reason) == (3, "copy: personal data (phone)")
+    (row,) = shop.rows
+    assert row.request.title == "Mug by [email]"
+    assert row.request.shopper == "tea, [address]"
+
+
 @pytest.mark.parametrize("price", ["", "0", "12.50", "£12.50", "1.299,00 €", "CNY 50", "50元"])
 def test_usual_ways_to_write_a_price_are_taken(tmp_path, price):
     make_folder(

@@ -37,7 +37,7 @@ from handbill.serving.engine import TorchEngine
 from handbill.serving.gateway import Gateway
 from handbill.serving.registry import Registry, Verifier
 from handbill.serving.repository import Repository
-from handbill.serving.sequences import Sampling, Sequence
+from handbill.serving.sequences import Delta, Sampling, Sequence
 from handbill.serving.tenants import open_tenants
 
 BODIES = {
@@ -279,3 +279,36 @@ def make_service(publisher, adapters, make_engine, tmp_path):
 @pytest.fixture
 def service(make_service):
     return make_service()
+
+
+class Scripted:
+    """An engine that writes given texts, one after the other, in pieces of three characters."""
+
+    def __init__(self, texts):
+        self.texts = list(texts)
+        self.asked = []
+        self.open = 0
+
+    async def submit(self, sequence):
+        self.asked.append(sequence)
+        text = self.texts[(len(self.asked) - 1) % len(self.texts)]
+        self.open += 1
+        try:
+            for at in range(0, len(text), 3):
+                reason = "stop" if at + 3 >= len(text) else None
+                yield Delta(text=text[at : at + 3], n_tokens=1, finish_reason=reason)
+                await asyncio.sleep(0)
+        finally:
+            self.open -= 1
+
+
+@pytest.fixture
+def scripted(make_service):
+    """A service whose engine writes given texts."""
+
+    def make(*texts, **settings):
+        service = make_service(**settings)
+        service.gateway._engine = service.engine = Scripted(texts)
+        return service
+
+    return make

@@ -10,6 +10,7 @@ import pytest
 from handbill.clients.checks import check_shop
 from handbill.clients.shop import ShopData, load_shop, split_users
 from handbill.errors import InputError
+from handbill.generator.claims.checker import blocks, check
 from handbill.simulations.grammar import SHOPS, read_vocabulary
 from handbill.simulations.market import write_sample_market
 
@@ -138,3 +139,10 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write_sample_market(tmp_path / "file")
+
+
+def test_the_invented_copy_is_copy_that_may_be_served(shops):
+    rows = [row for shop in shops for row in shop.rows]
+    blocked = [row.text for row in rows if blocks(check(row.text, product=row.request))]
+    assert len(rows) > 200
+    assert blocked == []

@@ -1,0 +1,71 @@
+"""Texts are checked before they are served.
+
+Copy is held back until all of it is checked, and another candidate is written for one that is
+blocked. Answers of OpenAI's endpoints stream as they come and bear their findings at the end:
+not every chat is copy, and a client that streams cannot take a word back.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from handbill.generator.claims.checker import Finding, blocks
+from handbill.serving.sequences import Delta
+
+Check = Callable[[str], list[Finding]]
+Keep = Callable[[str], Awaitable[int | None]]
+
+
+async def approved(
+    write: Callable[[int], AsyncGenerator[Delta, None]],
+    check: Check,
+    *,
+    attempts: int,
+    keep: Keep | None = None,
+) -> AsyncGenerator[Delta, None]:
+    """The first candidate that is not blocked, in one piece.
+
+    While candidates are written, pieces without text tell how many tokens they cost. When all are
+    blocked, the last piece has no text, the last candidate's findings and ``content_filter``.
+
+    Args:
+        write: Streams a candidate, by its number.
+        check: Finds what is wrong with a text.
+        attempts: How many candidates at most.
+        keep: Takes the last candidate to the review queue.
+    """
+    text, findings = "", list[Finding]()
+    for attempt in range(attempts):
+        text, last = "", Delta(text="", n_tokens=0)
+        async with aclosing(write(attempt)) as stream:
+            async for delta in stream:
+                text, last = text + delta.text, delta
+                yield Delta(text="", n_tokens=delta.n_tokens)
+        text = text.strip()
+        findings = check(text)
+        if not blocks(findings):
+            yield replace(last, text=text, n_tokens=0, findings=_facts(findings, text))
+            return
+    yield Delta(
+        text="",
+        n_tokens=0,
+        finish_reason="content_filter",
+        findings=_facts(findings, text),
+        review=None if keep is None else await keep(text),
+    )
+
+
+async def marked(stream: AsyncGenerator[Delta, None], check: Check) -> AsyncGenerator[Delta, None]:
+    """The stream as it is, with what is wrong with all of its text on the last piece."""
+    text = ""
+    async with aclosing(stream):
+        async for delta in stream:
+            text += delta.text
+            if delta.finish_reason is None:
+                yield delta
+            else:
+                yield replace(delta, findings=_facts(check(text), text))
+
+
+def _facts(findings: list[Finding], text: str) -> tuple[dict[str, str | int], ...]:
+    return tuple(finding.facts(text) for finding in findings)
