@@ -8,6 +8,7 @@ It gives nobody anything: the signature says no more than that this node is ther
 
 import email.utils
 import logging
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from flwr.supernode import node_auth_http_interceptor as flower
 
 log = logging.getLogger("flwr")  # a SuperNode's log
 
+_TICK_S: Final = 1.5  # an answer may say the time of a second ago, from before the clock jumped
 _NOISE: Final = timedelta(seconds=3)  # the server's time comes in whole seconds, and takes its way
 
 
@@ -56,16 +58,22 @@ class TimelyAuth(flower.NodeAuthHttpInterceptor):  # type: ignore[misc]  # flwr 
     def __init__(self, *keys: Any) -> None:
         """Sign with a node's keys."""
         super().__init__(*keys)
-        self._clock = ServerClock()
+        self._clock, self._in_doubt = ServerClock(), False
         flower.now = self._clock.now  # what the signed time is taken from
 
     def intercept(self, context: Any, call_next: Any) -> httpx.Response:
-        """Sign, send, and have it sent again if only the clock was refused.
+        """Sign, send, and have it sent again if it may be only the clock that was refused.
 
         Raises:
-            httpx.ReadError: It was; whoever asked tries again after such an error.
+            httpx.ReadError: It may; whoever asked tries again after such an error.
         """
         answer: httpx.Response = super().intercept(context, call_next)
-        if answer.status_code == httpx.codes.UNAUTHORIZED and self._clock.heed(answer):
+        if answer.status_code != httpx.codes.UNAUTHORIZED:
+            self._in_doubt = False
+        elif self._clock.heed(answer):
             raise httpx.ReadError("the server's clock differs", request=context.request)
+        elif not self._in_doubt:
+            self._in_doubt = True
+            time.sleep(_TICK_S)
+            raise httpx.ReadError("the server's clock may have jumped", request=context.request)
         return answer
