@@ -33,13 +33,14 @@ class Budget:
             PolicyError: No amount of noise keeps such a run within ``epsilon_per_run``, or the day's
                 rounds are used up.
             BudgetExhaustedError: It does not fit in what is left, nor, at the start of a run,
-                does all that is planned. Nothing was spent.
+                does all that is planned and may have to be repeated. Nothing was spent.
             LedgerError: The attempt was paid for before, or this is not the newest ledger.
         """
         recipe = asked.recipe
         stage: PaidStage = "personal" if asked.stage == "personal" else "global"
+        spare = self._policy.spare_rounds * recipe.local_steps
         event = PrivateSteps(
-            noise_multiplier=self._noise_multiplier(rate, recipe.private_steps),
+            noise_multiplier=self._noise_multiplier(rate, recipe.private_steps + spare),
             sampling_rate=rate,
             steps=recipe.steps_in(stage),
         )
@@ -51,7 +52,7 @@ class Budget:
                 round=asked.round,
                 stage=stage,
                 attempt=str(asked.attempt),
-                planned=replace(event, steps=recipe.steps_left(stage, asked.round)),
+                planned=replace(event, steps=recipe.steps_left(stage, asked.round) + spare),
             )
         self._journal.keep_head(paid.head)
         return event
@@ -110,7 +111,7 @@ class Budget:
             )
 
     def _noise_multiplier(self, rate: float, steps: int) -> float:
-        """The noise with which a whole run costs what the policy gives a run."""
+        """The noise with which so many steps cost what the policy gives a run."""
         policy = self._policy
         try:
             return calibrate_noise(

@@ -71,7 +71,10 @@ class Policy:
 
     Attributes:
         epsilon_limit: Everything this shop ever sends stays within it; the ledger enforces it.
-        epsilon_per_run: What one training run as planned costs; noise is calibrated for it.
+        epsilon_per_run: What one training run costs at most, with ``spare_rounds`` of its rounds
+            repeated; noise is calibrated for it.
+        spare_rounds: Rounds of a run that may have to be trained and paid for a second time, such
+            as one whose sum the server lost, without passing ``epsilon_per_run``.
         users: How many shoppers there are to train on, as this shop lets it be known: a rounded
             figure, which the sampling rate is computed from. The exact number is private.
         delta: The chance left out of the guarantee, below one over the number of shoppers.
@@ -93,6 +96,7 @@ class Policy:
 
     epsilon_limit: float = 8.0
     epsilon_per_run: float = 8.0
+    spare_rounds: int = 1
     users: int
     delta: float
     min_users: int = 50
@@ -114,6 +118,8 @@ class Policy:
                 f"{POLICY_FILE}: 0 < epsilon_per_run={self.epsilon_per_run} <= "
                 f"epsilon_limit={self.epsilon_limit} must hold"
             )
+        if self.spare_rounds < 0:
+            raise InputError(f"{POLICY_FILE}: spare_rounds={self.spare_rounds} is negative")
         if not SMALLEST_DELTA <= self.delta <= LARGEST_DELTA:
             raise InputError(
                 f"{POLICY_FILE}: delta={self.delta} not in [{SMALLEST_DELTA}, {LARGEST_DELTA}]"

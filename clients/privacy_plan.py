@@ -72,6 +72,7 @@ def work_out(
             rounds=recipe.rounds,
             local_steps=recipe.local_steps,
             personal_steps=recipe.personal_steps,
+            spare_rounds=policy.spare_rounds,
             expected_users=recipe.expected_users,
             merchants=merchants,
             clipping_norm=recipe.clipping_norm,
@@ -117,7 +118,8 @@ def _facts(prospect: Prospect) -> list[tuple[str, str]]:
         ("noise multiplier", f"{plan.noise_multiplier:.4f}"),
         (
             "epsilon",
-            f"{plan.epsilon:.3f} of {outline.epsilon:g} at delta {outline.delta:.2e}; one round "
+            f"{plan.epsilon:.3f} of {outline.epsilon:g} at delta {outline.delta:.2e}, "
+            f"{plan.epsilon_at_most:.3f} if {_times(outline.spare_rounds)} to be repeated; one round "
             f"alone would cost {plan.epsilon_one_round:.3f}",
         ),
         (
@@ -132,6 +134,10 @@ def _facts(prospect: Prospect) -> list[tuple[str, str]]:
             f"runs{unknown}",
         ),
     ]
+
+
+def _times(rounds: int) -> str:
+    return "a round has" if rounds == 1 else f"{rounds} rounds have"
 
 
 def _options(prospect: Prospect) -> Table:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -136,8 +137,8 @@ class Trainer:
         asked, weights = open_signed(signed, self._server_key, Instruction)
         if asked.merchant != self.merchant.id:
             raise ProtocolError("instruction is for another merchant")
-        if 0 < asked.expires_at < time.time() - CLOCK_SKEW_S:
-            raise ProtocolError("the instruction has expired; do both clocks tell the time?")
+        if asked.expires_at:
+            _check_time(asked.expires_at)
         if asked.audit is not None:
             self._journal.keep_audit_head(asked.audit)
         if asked.receipt is not None:
@@ -350,6 +351,18 @@ def as_gradients(updates: Sequence[Tensors], recipe: Recipe) -> list[Tensors]:
     """
     scale = np.float32(-1.0 / (recipe.learning_rate * recipe.local_steps))
     return [{name: scale * value for name, value in update.items()} for update in updates]
+
+
+def _check_time(expires_at: float) -> None:
+    """Refuse an instruction of a round that is over: its update would be paid for and not used."""
+    now = time.time()
+    late = now - expires_at
+    if late > CLOCK_SKEW_S:
+        raise ProtocolError(
+            f"the instruction expired {late / 60:.0f} min before {datetime.fromtimestamp(now, UTC):%F %T} "
+            f"UTC, which this merchant's clock says; nothing was spent. It was held back, or that "
+            f"clock is so much ahead of the operator's, or more: set both clocks"
+        )
 
 
 def _load(merchant: Merchant) -> ShopData:

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 Fold = Callable[[Report, Tensors], None]
 _TRAINING: Final = ("train", "share")  # phases in which merchants are given time to train
+# Networks lose messages, and Flower hands one over at most once: after these parts of a phase's time
+# who has not answered is asked again.
+_AGAIN: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,34 +130,43 @@ class Exchange:
     ) -> set[str]:
         """Send each merchant its tensors and hand every good report to ``fold`` as it comes.
 
+        Who has not answered after some of the time is asked the same again, to the byte; a
+        merchant answers that with the same bytes, for nothing.
+
         Returns:
             The merchants whose reports were good.
         """
-        until = time.monotonic() + deadline_s
-        for merchant, tensors in content.items():
-            # Wall clocks differ; what is replayed is refused by its place in the run.
-            expires_at = time.time() + deadline_s
-            asked = replace(instruction(self._plan, merchant, phase), expires_at=expires_at)
-            message = sign(asked, tensors, self._key).to_bytes()
-            self.outcome.bytes_down += len(message)
-            self._transport.send(merchant, message)
+        started = time.monotonic()
+        # Wall clocks differ; what is replayed is refused by its place in the run.
+        expires_at = time.time() + deadline_s
         waiting, good = set(content), set[str]()
         trains = phase in _TRAINING
         enough = (trains and self._plan.enough_reports) or len(content)
-        while waiting and len(good) < enough and (left := until - time.monotonic()) > 0:
-            reply = self._transport.receive(left)
-            if reply is None:
+        for part in _AGAIN:
+            until = started + part * deadline_s
+            for merchant in sorted(waiting):
+                asked = replace(instruction(self._plan, merchant, phase), expires_at=expires_at)
+                message = sign(asked, content[merchant], self._key).to_bytes()
+                self.outcome.bytes_down += len(message)
+                self._transport.send(merchant, message)
+            # When the time is over, what has come already still counts: others' replies may have
+            # kept us from it.
+            while waiting and len(good) < enough:
+                reply = self._transport.receive(until - time.monotonic())
+                if reply is None:
+                    break
+                if reply.merchant not in waiting:
+                    continue
+                waiting.discard(reply.merchant)
+                error = self._take(phase, reply, fold)
+                if error:
+                    self._fail(reply.merchant, error)
+                else:
+                    good.add(reply.merchant)
+                    if self._on_reply and trains:
+                        self._on_reply(reply.merchant, "")
+            if time.monotonic() < until:  # all have answered, or none of the others ever will
                 break
-            if reply.merchant not in waiting:
-                continue
-            waiting.discard(reply.merchant)
-            error = self._take(phase, reply, fold)
-            if error:
-                self._fail(reply.merchant, error)
-            else:
-                good.add(reply.merchant)
-                if self._on_reply and trains:
-                    self._on_reply(reply.merchant, "")
         self._transport.forget()
         for merchant in sorted(waiting):
             late = f"no report within {deadline_s:.0f} s"

@@ -22,11 +22,12 @@ class Outline:
 
     Attributes:
         users: Shoppers of a merchant to train on (a public, rounded figure).
-        epsilon: What the whole run may cost one of them.
+        epsilon: What the whole run may cost one of them, its spare rounds included.
         delta: The chance left out of the bound.
         rounds: Private rounds for the global adapter.
         local_steps: Private steps in a round.
         personal_steps: Private steps for the merchant's own adapter, after the last round.
+        spare_rounds: Rounds that may have to be trained and paid for a second time.
         expected_users: Shoppers in a step, on average.
         merchants: How many merchants of this kind train together; their noise averages out.
         clipping_norm: Bound C on one shopper's gradient.
@@ -38,6 +39,7 @@ class Outline:
     rounds: int
     local_steps: int = 1
     personal_steps: int = 0
+    spare_rounds: int = 0
     expected_users: int
     merchants: int = 1
     clipping_norm: float = 1.0
@@ -46,8 +48,9 @@ class Outline:
         for name in ("users", "rounds", "local_steps", "expected_users", "merchants"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.personal_steps < 0:
-            raise InputError(f"personal_steps={self.personal_steps} must be at least 0")
+        for name in ("personal_steps", "spare_rounds"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 0")
         if not 0 < self.clipping_norm < math.inf:
             raise InputError(f"clipping_norm={self.clipping_norm} must be above 0")
         if self.expected_users > self.users:
@@ -66,14 +69,21 @@ class Outline:
         """Private steps of the whole run."""
         return self.rounds * self.local_steps + self.personal_steps
 
+    @property
+    def most_steps(self) -> int:
+        """Private steps of the whole run with its spare rounds."""
+        return self.steps + self.spare_rounds * self.local_steps
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """An outline with its noise.
 
     Attributes:
-        noise_multiplier: The smallest that keeps the whole run within the outline's epsilon.
-        epsilon: What the whole run costs, just below the outline's.
+        noise_multiplier: The smallest that keeps the run and its spare rounds within the
+            outline's epsilon.
+        epsilon: What the run costs if no round is repeated.
+        epsilon_at_most: What it costs with all spare rounds, just below the outline's.
         epsilon_one_round: What one round alone would cost; rounds compose jointly and cost less
             together than so many times this.
     """
@@ -81,6 +91,7 @@ class Plan:
     outline: Outline
     noise_multiplier: float
     epsilon: float
+    epsilon_at_most: float
     epsilon_one_round: float
 
     @property
@@ -146,6 +157,7 @@ class Plan:
             "steps": self.outline.steps,
             "noise_multiplier": self.noise_multiplier,
             "epsilon": self.epsilon,
+            "epsilon_at_most": self.epsilon_at_most,
             "epsilon_one_round": self.epsilon_one_round,
             "noise": self.noise,
             "noise_stddev": self.noise_stddev,
@@ -163,12 +175,15 @@ def make_plan(outline: Outline) -> Plan:
     rate = outline.sampling_rate
     try:
         sigma = accounting.calibrate_noise(
-            epsilon=outline.epsilon, delta=outline.delta, sampling_rate=rate, steps=outline.steps
+            epsilon=outline.epsilon,
+            delta=outline.delta,
+            sampling_rate=rate,
+            steps=outline.most_steps,
         )
     except BudgetExhaustedError as error:
         raise InputError(
             f"epsilon={outline.epsilon:g} at delta {outline.delta:.2e} cannot be reached in "
-            f"{outline.steps} steps with any amount of noise (the accountant's own error alone is "
+            f"{outline.most_steps} steps with any amount of noise (the accountant's own error alone is "
             f"{error.after:.4f}); ask for more"
         ) from None
 
@@ -180,6 +195,7 @@ def make_plan(outline: Outline) -> Plan:
         outline=outline,
         noise_multiplier=sigma,
         epsilon=cost(outline.steps),
+        epsilon_at_most=cost(outline.most_steps),
         epsilon_one_round=cost(outline.local_steps),
     )
 

@@ -113,7 +113,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_before(now - timedelta(days=1))  # a merchant's clock may be behind
         .not_valid_after(now + timedelta(days=days))
     )
 

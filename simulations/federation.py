@@ -167,6 +167,7 @@ def _policy(config: FederationConfig) -> Policy:
         config.users,
         epsilon_limit=config.epsilon,
         epsilon_per_run=config.epsilon,
+        spare_rounds=0,  # the epsilon asked for is the one that is spent
         min_users=MIN_USERS // 2,
         held_out=HELD_OUT,
         personal=False,

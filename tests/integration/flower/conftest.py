@@ -1,12 +1,15 @@
 """A running federation on this machine: SuperLink, merchants, and how to look into them."""
 
+import asyncio
 import json
+import random
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import psutil
 import pytest
 
 from handbill.clients.daemon import STATUS, ask
-from handbill.clients.merchant import LEDGER_FILE, Policy
+from handbill.clients.merchant import LEDGER_FILE, Merchant, Policy
 from handbill.clients.run import init_merchant
 from handbill.federation.supervision import Children
 from handbill.privacy.ledger import Ledger
@@ -61,13 +64,29 @@ class Federation:
             ).fetchall()
         return [(number, json.loads(who), *rest) for number, who, *rest in rows]
 
-    def reservations(self, shop):
-        """Slots and events of a merchant's ledger, its chain verified."""
+    def receipts(self, run, number):
+        """The ledger head of each merchant that was committed with a round."""
+        with sqlite3.connect(self.server / "server.db") as database:
+            sql = "SELECT ledger_heads FROM round WHERE run = ? AND number = ? AND status = ?"
+            ((heads,),) = database.execute(sql, (run, number, "committed")).fetchall()
+        return json.loads(heads)
+
+    def ledger(self, shop):
+        """A merchant's ledger, to be read."""
         policy = Policy.load(self.shop(shop))
         limits = {"epsilon_limit": policy.epsilon_limit, "delta": policy.delta}
-        with Ledger(self.shop(shop) / LEDGER_FILE, read_only=True, **limits) as ledger:
+        return Ledger(self.shop(shop) / LEDGER_FILE, read_only=True, **limits)
+
+    def reservations(self, shop):
+        """Slots and events of a merchant's ledger, its chain verified."""
+        with self.ledger(shop) as ledger:
             slots = [row.slot for row in ledger.verify() if row.kind == "reserve"]
             return slots, ledger.events()
+
+    def holds(self, shop, head):
+        """Whether a merchant's ledger holds a head that was receipted."""
+        with self.ledger(shop) as ledger:
+            return ledger.find(head) is not None
 
     def superlink(self):
         return SuperLink(self.server, ServerSettings.load(self.server))
@@ -80,6 +99,70 @@ class Federation:
             text=True,
             check=False,
         )
+
+
+class Network:
+    """A wire to a port on this machine that can be slow, cut connections, or be silent for a while.
+
+    Attributes:
+        delay_s: How long each piece takes, one way.
+        cut: The chance that a connection is cut instead of passing on the next piece.
+        cuts: Connections cut so far.
+    """
+
+    def __init__(self, port):
+        self.delay_s, self.cut, self.cuts = 0.0, 0.0, 0
+        self.to, self._draws = port, random.Random(46)
+        self._open, self._up = set(), asyncio.Event()
+        self._up.set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self):
+        listen = asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self._server = self._loop.run_until_complete(listen)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._server.close()
+
+    def part(self, seconds):
+        """Pass nothing on for a while; every connection of before is dead afterwards."""
+
+        def meet():
+            self._up.set()
+            for writer in self._open:
+                writer.transport.abort()
+
+        self._loop.call_soon_threadsafe(self._up.clear)
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, meet)
+
+    async def _connect(self, reader, writer):
+        ends = {writer}
+        with suppress(OSError):
+            await self._up.wait()
+            there, back = await asyncio.open_connection("127.0.0.1", self.to)
+            ends.add(back)
+            self._open |= ends
+            await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+        self._open -= ends
+        for end in ends:
+            end.transport.abort()
+
+    async def _pass(self, reader, writer):
+        while piece := await reader.read(1 << 16):
+            await asyncio.sleep(self.delay_s)
+            await self._up.wait()
+            if self._draws.random() < self.cut:
+                self.cuts += 1
+                raise ConnectionResetError
+            writer.write(piece)
+            await writer.drain()
+        raise ConnectionResetError  # one side hung up
 
 
 def free_port():
@@ -109,15 +192,31 @@ def handbill():
 
 
 @pytest.fixture(scope="session")
+def free_ports():
+    """So many ports that nobody listens on: ``free_ports(2)``."""
+    return lambda count: [free_port() for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A :class:`Network` in front of a port that is still free: ``network.to``, for a SuperLink."""
+    with Network(free_port()) as wire:
+        yield wire
+
+
+@pytest.fixture(scope="session")
 def running():
     """Enrol shops with a new server and run them all: ``with running(home, market, ...) as federation``.
 
-    ``policies`` has what a shop's policy says, by shop.
+    ``policies`` has what a shop's policy says, by shop; ``network`` is between merchants and server;
+    ``environments`` has what more a program finds in its environment, by shop or ``server``.
     """
 
     @contextmanager
-    def run(home, market, shops, policies, **settings):
-        kit = init_server(home / "server", ServerSettings(port=free_port(), **settings))
+    def run(home, market, shops, policies, *, network=None, environments=None, **settings):
+        around = environments or {}
+        port = network.to if network else free_port()
+        kit = init_server(home / "server", ServerSettings(port=port, **settings))
         for shop in shops:
             folder = home / "shops" / shop
             enrol(
@@ -125,6 +224,9 @@ def running():
                 init_merchant(folder, data=market, shop=shop, kit=kit, threads=1),
             )
             replace(Policy.load(folder), **policies[shop]).save(folder)
+            if network:
+                reached = f"127.0.0.1:{network.port}"
+                replace(Merchant.load(folder), server=reached).save(folder)
         with Children(home / "logs") as children:
 
             def ready(name, words):
@@ -133,11 +235,12 @@ def running():
                     lambda: words in log.read_text(), f"{name} was ready", timeout_s=300
                 )
 
-            children.start("server", [*HANDBILL, "server", "run", "--home", str(home)])
+            words = [*HANDBILL, "server", "run", "--home", str(home)]
+            children.start("server", words, around.get("server"))
             ready("server", "server ready")
             for shop in shops:
                 words = ["client", "run", "--shop", shop, "--home", str(home)]
-                children.start(shop, [*HANDBILL, *words])
+                children.start(shop, [*HANDBILL, *words], around.get(shop))
             for shop in shops:
                 ready(shop, "is ready")
             yield Federation(home, children)

@@ -283,15 +283,13 @@ def test_a_merchant_without_budget_refuses_and_the_rounds_go_on(federation, seco
 
 
 def test_a_committed_rounds_receipt_comes_with_the_next_instruction(federation, second_run):
-    with sqlite3.connect(federation.server / "server.db") as database:
-        sql = "SELECT ledger_heads FROM round WHERE run = 'second' AND number = ? AND status = ?"
-        ((heads,),) = database.execute(sql, (ROUNDS - 1, "committed")).fetchall()
+    heads = federation.receipts("second", ROUNDS - 1)
     for shop in (STEADY, UNLUCKY):
         shown = federation.command("client", "ledger", "--shop", shop, "--json")
         facts = json.loads(shown.stdout)
         receipt = facts["receipt"]
         assert (receipt["run"], receipt["round"]) == ("second", ROUNDS - 1)
-        assert receipt["head"] == json.loads(heads)[shop]
+        assert receipt["head"] == heads[shop]
         assert receipt["row"] == facts["rows"] - 1  # the last round's has not come yet
 
 

@@ -25,7 +25,8 @@ class Shop:
     """A merchant's budget without a model: what matters is what is reserved."""
 
     def __init__(self, home, **policy):
-        self.home, self.policy = home, Policy(**{"users": 200, "delta": 1e-3, **policy})
+        given = {"users": 200, "delta": 1e-3, "spare_rounds": 0, **policy}
+        self.home, self.policy = home, Policy(**given)
         self.budget = Budget(home, self.policy, Journal(home / "journal"))
 
     def pays(self, number, *, stage="global", attempt=1, run="run-1", recipe=RECIPE):
@@ -129,6 +130,24 @@ def test_room_between_a_run_and_the_limit_pays_for_a_repeated_attempt(tmp_path):
         shop.pays(number)
     shop.pays(1, stage="personal")
     assert 3.0 < shop.spent() <= 4.0
+
+
+def test_a_run_has_room_for_its_spare_rounds_and_no_more(tmp_path):
+    assert Policy(users=200, delta=1e-3).spare_rounds == 1
+    shop = Shop(tmp_path, epsilon_limit=3.0, epsilon_per_run=3.0, spare_rounds=1)
+    for number in (1, 2, 3):
+        shop.pays(number)
+    shop.pays(3, attempt=2)
+    shop.pays(1, stage="personal")
+    assert 0.99 * 3.0 <= shop.spent() <= 3.0
+    shop.refuses(BudgetExhaustedError, "repeated paid twice: 2", stage="personal", attempt=2)
+
+
+def test_a_run_begins_only_with_room_for_its_spare_rounds(tmp_path):
+    shop = Shop(tmp_path, epsilon_limit=3.0, epsilon_per_run=3.0, spare_rounds=1)
+    shop.pays_for_a_run("run-1")
+    assert shop.spent() < 2.9  # nothing had to be repeated
+    shop.refuses(BudgetExhaustedError, "this run of 10 private steps", run="run-2")
 
 
 def test_the_noise_of_a_run_is_one_and_the_same_whatever_was_spent_before(tmp_path):

@@ -5,8 +5,11 @@ import subprocess
 import sys
 import time
 
+import httpx
 import pytest
 from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResultStatus
 
 from handbill.clients import executor as executor_module
@@ -94,3 +97,46 @@ def test_a_supernode_hurries_after_a_message_and_only_then(monkeypatch):
     now[0] += supernode.QUICK_FOR_S + 1
     pace.sleep(3)
     assert slept == [3, supernode.QUICK_S, supernode.ANSWER_S, 3]
+
+
+@pytest.mark.parametrize(
+    ("error", "stops"),
+    [
+        (
+            httpx.ConnectError("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation"),
+            False,
+        ),
+        (httpx.ConnectTimeout("_ssl.c:983: The handshake operation timed out"), False),
+        (httpx.ConnectError("[Errno 111] Connection refused"), False),
+        (httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"), True),
+        (httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), True),
+    ],
+)
+def test_a_supernode_goes_on_where_the_network_is_at_fault_and_only_there(error, stops):
+    retries = supernode.patient(make_simple_http_retry_invoker)
+    assert retries.should_giveup(error) is stops
+
+
+def test_a_piece_of_an_answer_that_is_there_already_is_no_error():
+    pushed = []
+
+    def taken(node, run):
+        def push(object_id, content):
+            pushed.append((object_id, content, node, run))
+            raise ObjectPushError(object_id, run, "session")
+
+        return push
+
+    supernode.pushing(taken, "node", 7)("id", b"piece")
+    assert pushed == [("id", b"piece", "node", 7)]
+
+
+def test_a_supernode_that_gave_up_ends_whatever_threads_are_left():
+    script = """
+import threading, time
+from handbill.clients import supernode
+threading.Thread(target=time.sleep, args=(60,)).start()
+supernode.flower_supernode = lambda: None
+supernode.main()
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=45, check=False).returncode == 1

@@ -1,5 +1,6 @@
 """One round: who does not answer well is left out and named, and the others' round goes on."""
 
+import time
 from collections import deque
 from dataclasses import replace
 
@@ -222,6 +223,35 @@ def test_a_report_counts_once_however_often_it_comes_and_a_strangers_never():
     assert outcome.reporters == ["ann", "bob"]
     assert total.count == 2
     assert "eve" not in outcome.failures
+
+
+class Losing(InProcessTransport):
+    """Loses the first message to each merchant, and takes a little time like a real network."""
+
+    def __init__(self, merchants):
+        super().__init__(merchants)
+        self.sent = {}
+
+    def send(self, merchant, message):
+        self.sent.setdefault(merchant, []).append(message)
+        if len(self.sent[merchant]) > 1:
+            super().send(merchant, message)
+
+    def receive(self, timeout_s):
+        reply = super().receive(timeout_s)
+        if reply is None and timeout_s > 0:
+            time.sleep(timeout_s)  # nothing came in this time; something may be sent again
+        return reply
+
+
+def test_who_does_not_answer_is_asked_the_same_again():
+    transport = Losing(merchants())
+    outcome, total = take(transport, deadline_s=1.6)
+    assert outcome.reporters == ["ann", "bob", "cem", "dee"]
+    assert total.count == 4
+    for copies in transport.sent.values():
+        assert len(copies) == 2
+        assert copies[0] == copies[1]
 
 
 def test_what_comes_after_the_deadline_does_not_count():

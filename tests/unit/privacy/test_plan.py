@@ -40,6 +40,15 @@ def test_a_plan_uses_its_budget_up_and_no_more(plan):
     assert plan.epsilon_one_round < plan.epsilon < 7 * plan.epsilon_one_round
 
 
+def test_spare_rounds_are_within_the_budget_and_cost_little(plan):
+    spare = make_plan(replace(OUTLINE, spare_rounds=1))
+    event = PrivateSteps(noise_multiplier=spare.noise_multiplier, sampling_rate=0.02, steps=8)
+    assert spare.epsilon_at_most == epsilon([event], delta=2e-4)
+    assert spare.epsilon < plan.epsilon == plan.epsilon_at_most
+    assert 0.99 * 3.0 <= spare.epsilon_at_most <= 3.0
+    assert plan.noise < spare.noise < 1.1 * plan.noise
+
+
 def test_noise_is_that_of_a_mean_gradient(plan):
     assert plan.noise == plan.noise_multiplier / 40
     assert plan.noise_stddev == plan.noise / 2

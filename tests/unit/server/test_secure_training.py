@@ -19,12 +19,6 @@ MERCHANTS = 6
 RECIPE = Recipe(rounds=2, personal_steps=0, expected_users=8)
 SHARED, MASKED, AGREED = MERCHANTS * 2, MERCHANTS * 3, MERCHANTS * 4  # replies up to that phase
 
-# Budget for a round that must be paid twice.
-ROOM = {
-    shop: {"epsilon_limit": 20.0}
-    for shop in ("shop-a", "shop-b", "shop-c", "shop-d", "shop-e", "shop-f")
-}
-
 
 @pytest.fixture
 def secure(make):
@@ -39,6 +33,15 @@ def paid(one):
         with Ledger(trainer.home / LEDGER_FILE, **limits) as ledger:
             counts.append(sum(row.kind == "reserve" for row in ledger.verify()))
     return counts
+
+
+def budgets(one):
+    """What each merchant has spent, and its limit."""
+    for trainer in one.trainers.values():
+        policy = trainer.policy
+        limits = {"epsilon_limit": policy.epsilon_limit, "delta": policy.delta}
+        with Ledger(trainer.home / LEDGER_FILE, **limits) as ledger:
+            yield ledger.spent(), policy.epsilon_limit
 
 
 def trained(one):
@@ -79,7 +82,7 @@ def test_a_server_that_dies_before_anybody_agreed_costs_nobody_anything(secure):
 
 
 def test_an_update_that_may_be_in_a_sum_is_never_in_a_second_one(secure):
-    one = secure(**ROOM)
+    one = secure()  # the default policy has room for one round that is paid twice
     one.cable.cut_after = AGREED  # all have signed, and the sum is lost with the server
     with pytest.raises(one.power_cut):
         one.train(recipe=RECIPE)
@@ -87,13 +90,14 @@ def test_an_update_that_may_be_in_a_sum_is_never_in_a_second_one(secure):
     one.train(recipe=RECIPE)
     assert [r.number for r in one.rounds()] == [1, 2]
     assert paid(one) == trained(one) == [3] * MERCHANTS  # round 1 was trained and paid anew
+    assert all(0.99 * limit <= spent <= limit for spent, limit in budgets(one))
     again = [t._journal.updates(one.run)[0] for t in one.trainers.values()]
     for old, new in zip(first, again, strict=True):
         assert not any(np.array_equal(old[name], new[name]) for name in old)
 
 
 def test_after_half_of_them_agreed_only_those_pay_again(secure):
-    one = secure(**ROOM)
+    one = secure()
     one.cable.cut_after = MASKED + 3
     with pytest.raises(one.power_cut):
         one.train(recipe=RECIPE)
@@ -139,7 +143,7 @@ def test_two_of_six_away_leave_no_round_and_nothing_is_burnt(secure):
 
 
 def test_a_sum_waits_for_as_many_as_it_needs_and_for_no_more(secure):
-    one = secure(**ROOM)
+    one = secure()
     one.train(recipe=replace(RECIPE, rounds=1), enough_reports=2)
     (committed,) = one.rounds()
     assert committed.attempt == 1

@@ -87,7 +87,7 @@ def test_messages_are_lost_at_the_rate_asked_for_and_repeatably():
         transport = LossyTransport({"shop-a": lambda message: message}, dropout=dropout, seed=seed)
         for number in range(400):
             transport.send("shop-a", str(number).encode())
-        while (reply := transport.receive(0)) is not None:
+        while (reply := transport.receive(1)) is not None:
             heard.append(reply.message)
         return heard
 
