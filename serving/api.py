@@ -124,7 +124,7 @@ async def _respond(
         route=route,
         prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(n)),
         prompt_tokens=sum(map(len, prompts)),
-        sampling=body.sampling(gateway.config),
+        sampling=body.sampling(gateway.config, vocabulary=len(gateway.tokenizer)),
     )
     answer = shape(
         id=f"hb-{uuid4().hex}",

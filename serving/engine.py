@@ -128,7 +128,7 @@ class TorchEngine:
             )
         row = _Row(
             sequence,
-            Chooser(sequence.sampling, sequence.prompt),
+            Chooser(sequence.sampling, sequence.prompt, self._ends),
             TextStream(self._tokenizer, sequence.sampling.stop),
             asyncio.get_running_loop(),
         )

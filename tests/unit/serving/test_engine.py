@@ -57,6 +57,28 @@ def test_a_mixed_batch_writes_what_each_row_writes_alone(make_engine, sequence, 
     assert together == alone
 
 
+FEATURES = (
+    {"top_k": 5, "temperature": 1.0},
+    {"frequency_penalty": 1.5},
+    {"presence_penalty": -1.0, "temperature": 0.8},
+    {"logit_bias": ((40, 8.0), (41, -100.0))},
+    {"no_repeat_ngram_size": 2, "temperature": 1.0},
+    {"min_tokens": 10},
+    {},
+)
+
+
+def test_no_setting_of_a_row_reaches_its_neighbours(make_engine, sequence, write):
+    """Each with all others beside it, in both orders, writes what it writes alone."""
+    wanted = [sequence(i, adapter="1", **how) for i, how in enumerate(FEATURES)]
+    alone = write(make_engine(), wanted, together=False)
+    assert write(make_engine(), wanted, together=True) == alone
+    assert write(make_engine(), wanted[::-1], together=True) == alone[::-1]
+    plain = [sequence(i, adapter="1") for i in range(len(FEATURES))]
+    without = write(make_engine(), plain, together=False)
+    assert [a == b for a, b in zip(alone, without, strict=True)] == [False] * 5 + [True] * 2
+
+
 def test_one_adapter_for_all_rows_writes_what_each_row_writes_alone(make_engine, sequence, write):
     wanted = [sequence(i, adapter="1") for i in range(6)]
     assert write(make_engine(), wanted, together=True) == write(
