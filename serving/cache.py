@@ -68,6 +68,11 @@ class PromptCache:
         self.kv = shape.zeros(1, positions)
         self.filled = 0
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory it takes."""
+        return self.kv.nbytes
+
     def extend(self, count: int) -> View:
         """Run the next ``count`` positions."""
         start, self.filled = self.filled, self.filled + count

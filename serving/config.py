@@ -31,6 +31,8 @@ class ServingConfig:
         context_tokens: Longest prompt and answer together.
         prefill_tokens: Tokens of prompts run in one turn, beside the running rows: how long a
             newcomer's text may hold up the others.
+        prefix_cache_bytes: Memory for the beginnings of prompts, each tenant's for itself; 0 is
+            off.
         max_prompt_tokens: Longest prompt of ``/v1/copy``; the same as in training.
         max_tokens: Longest answer a request may ask for.
         max_choices: Most answers one request may ask for.
@@ -56,6 +58,7 @@ class ServingConfig:
     max_rank: int = 64
     context_tokens: int = 1024
     prefill_tokens: int = 128
+    prefix_cache_bytes: int = 128 * 2**20
     max_prompt_tokens: int = 96
     max_tokens: int = 256
     max_choices: int = 8
@@ -95,6 +98,8 @@ class ServingConfig:
             raise InputError(f"device={self.device!r} is not cpu or cuda")
         if not 0 <= self.port <= 65535:
             raise InputError(f"port={self.port} not in [0, 65535]")
+        if self.prefix_cache_bytes < 0:
+            raise InputError(f"prefix_cache_bytes={self.prefix_cache_bytes} must be at least 0")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:
             raise InputError("poll_s and requests_per_minute must be positive")
 

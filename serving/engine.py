@@ -20,10 +20,11 @@ from handbill.errors import HandbillError
 from handbill.generator.adapters import Adapter
 from handbill.generator.prompts import turn_end_id
 from handbill.serving.bank import AdapterBank
-from handbill.serving.cache import PromptCache, SlotCache
+from handbill.serving.cache import SlotCache
 from handbill.serving.errors import ContextLengthError, UnavailableError
 from handbill.serving.llama import Llama, Span
 from handbill.serving.prefill import Prefill, Prompt, key_of
+from handbill.serving.prefixes import PrefixCache
 from handbill.serving.sampling import Chooser, choose_all
 from handbill.serving.sequences import Delta, EngineStats, FinishReason, Sequence
 from handbill.serving.stacked import Changes
@@ -73,6 +74,7 @@ class TorchEngine:
         max_rank: Largest rank taken.
         context_tokens: Longest prompt and answer together.
         prefill_tokens: Tokens of prompts run in one turn, beside the running rows.
+        prefix_cache_bytes: Memory for beginnings of prompts that may come again; 0 is off.
         queue_limit: Sequences that may wait.
 
     Raises:
@@ -90,6 +92,7 @@ class TorchEngine:
         max_rank: int = 64,
         context_tokens: int = 1024,
         prefill_tokens: int = 128,
+        prefix_cache_bytes: int = 0,
         queue_limit: int = 128,
     ) -> None:
         self._tokenizer = tokenizer
@@ -104,6 +107,7 @@ class TorchEngine:
             self._model.cache_shape, max_rows=max_batch, max_positions=self._context
         )
         self._prefill: Prefill[_Row] = Prefill(prefill_tokens)
+        self._prefixes = PrefixCache(self._model.cache_shape, limit_bytes=prefix_cache_bytes)
         self._rows: list[_Row] = []  # running, in the order of the cache's rows
         self._changes: Changes | None = None  # of the running rows, until they change
         self._tokens = 0
@@ -162,6 +166,8 @@ class TorchEngine:
             adapters=len(self._bank),
             adapter_loads=self._bank.loads,
             tokens=self._tokens,
+            prefix_hits=self._prefixes.hits,
+            prefix_misses=self._prefixes.misses,
         )
 
     def close(self) -> None:
@@ -257,7 +263,7 @@ class TorchEngine:
         key = key_of(row.sequence)
         prompt = self._prefill.get(key)
         if prompt is None:
-            cache = PromptCache(self._model.cache_shape, len(row.sequence.prompt))
+            cache = self._prefixes.start(key)
             prompt = Prompt(key=key, cache=cache, changes=self._bank.changes((row.slot,)))
             self._prefill.add(prompt)
         prompt.rows.append(row)
@@ -280,6 +286,7 @@ class TorchEngine:
         at = list(range(len(self._rows)))
         for index, prompt in enumerate(done, start=len(at)):
             self._prefill.remove(prompt)
+            self._prefixes.keep(prompt.key, prompt.cache)
             for row in prompt.rows:
                 self._cache.join(prompt.cache)
                 self._rows.append(row)

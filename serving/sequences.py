@@ -105,13 +105,21 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """What an engine is doing now, in counts."""
+    """What an engine is doing now, in counts.
+
+    Attributes:
+        prefix_hits: Prompts of which a beginning had been run before.
+        prefix_misses: Prompts of which none had. Both are for the operator: what a tenant
+            repeats is not for others to see.
+    """
 
     running: int
     waiting: int
     adapters: int
     adapter_loads: int
     tokens: int
+    prefix_hits: int
+    prefix_misses: int
 
 
 class Engine(Protocol):
