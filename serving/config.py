@@ -57,7 +57,7 @@ class ServingConfig:
     slots: int = 16
     max_rank: int = 64
     context_tokens: int = 1024
-    prefill_tokens: int = 128
+    prefill_tokens: int = 256
     prefix_cache_bytes: int = 128 * 2**20
     max_prompt_tokens: int = 96
     max_tokens: int = 256

@@ -91,7 +91,7 @@ class TorchEngine:
         slots: int = 16,
         max_rank: int = 64,
         context_tokens: int = 1024,
-        prefill_tokens: int = 128,
+        prefill_tokens: int = 256,
         prefix_cache_bytes: int = 0,
         queue_limit: int = 128,
     ) -> None:

@@ -1,8 +1,7 @@
 """Prompts on their way into the batch: run in pieces, once for all answers that share them.
 
 A turn runs at most so many tokens of prompts, so that running rows never wait long for a
-newcomer's text, however long it is. The tokens are shared out evenly: a short prompt behind a
-long one still gets in soon.
+newcomer's text, however long it is.
 """
 
 from collections.abc import Iterator
@@ -77,15 +76,21 @@ class Prefill(Generic[R]):
         self._prompts[prompt.key] = prompt
 
     def shares(self) -> list[tuple[Prompt[R], int]]:
-        """How many tokens of each prompt to run now; none is left out for long."""
-        shares = []
-        budget, waiting = self._budget, len(self._prompts)
-        for prompt in sorted(self._prompts.values(), key=lambda prompt: len(prompt.left)):
-            count = min(len(prompt.left), -(-budget // waiting))
-            budget, waiting = budget - count, waiting - 1
-            if count:
-                shares.append((prompt, count))
-        return shares
+        """How many tokens of which prompts to run now.
+
+        Half of the budget is the oldest prompt's, so that it always gets on; the rest goes to
+        the shortest first, so that a short prompt behind a long one gets in soon.
+        """
+        if not self._prompts:
+            return []
+        oldest, *others = self._prompts.values()
+        counts = {oldest: min(len(oldest.left), -(-self._budget // 2))}
+        budget = self._budget - counts[oldest]
+        for prompt in sorted(others, key=lambda prompt: len(prompt.left)):
+            counts[prompt] = min(len(prompt.left), budget)
+            budget -= counts[prompt]
+        counts[oldest] += min(len(oldest.left) - counts[oldest], budget)
+        return [(prompt, count) for prompt, count in counts.items() if count]
 
     def remove(self, prompt: Prompt[R]) -> None:
         """Take out a prompt that is run."""
