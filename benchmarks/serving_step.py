@@ -156,18 +156,18 @@ class After:
 
     def start(self, prompts: Tensor, *, adapters: bool) -> Tensor:
         rows, length = prompts.shape
-        slots = [self.bank.acquire(str(i)) if adapters else 0 for i in range(rows)]
-        caches = [PromptCache(self.model.cache_shape, length) for _ in slots]
+        held = [self.bank.acquire(str(i) if adapters else "") for i in range(rows)]
+        caches = [PromptCache(self.model.cache_shape, length) for _ in held]
         spans = [
-            Span(cache.extend(length), self.bank.changes((slot,)))
-            for cache, slot in zip(caches, slots, strict=True)
+            Span(cache.extend(length), self.bank.changes(one))
+            for cache, one in zip(caches, held, strict=True)
         ]
         ends = [length * (i + 1) - 1 for i in range(rows)]
         logits = self.model.forward(prompts.flatten(), spans, ends)
         self.cache = SlotCache(self.model.cache_shape, max_rows=rows, max_positions=POSITIONS)
         for cache in caches:
             self.cache.join(cache)
-        self.changes = self.bank.changes(tuple(slots))
+        self.changes = self.bank.gather(held)
         return logits
 
     def step(self, tokens: Tensor) -> Tensor:

@@ -5,16 +5,16 @@ finish on the weights they started with and nothing is ever updated in place.
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
 
 from handbill.errors import ArtifactError
 from handbill.generator.adapters import PREFIX, Adapter
-from handbill.serving.stacked import Changes, Pair, StackedLinear
+from handbill.serving.stacked import Changes, Held, Pair, StackedLinear
 
-BASE_SLOT: Final = 0
+BASE: Final = Held(slot=0, load=0)
 
 
 class AdapterBank:
@@ -33,34 +33,34 @@ class AdapterBank:
         self._stacks = list(dict.fromkeys(stack for stack, _ in stacks.values()))
         self._n_slots = slots
         self._max_rank = max_rank
-        self._slot: OrderedDict[str, int] = OrderedDict()  # least recently used first
+        self._held: OrderedDict[str, Held] = OrderedDict()  # least recently used first
         self._users: dict[str, int] = {}
-        self._free = list(range(slots, BASE_SLOT, -1))
+        self._free = list(range(slots, BASE.slot, -1))
         self.loads = 0
 
     def __len__(self) -> int:
         """Adapters in memory."""
-        return len(self._slot)
+        return len(self._held)
 
     def __contains__(self, digest: str) -> bool:
-        return not digest or digest in self._slot
+        return not digest or digest in self._held
 
     @property
     def has_room(self) -> bool:
         """Whether one more adapter could be put in now."""
-        return bool(self._free) or any(not self._users[digest] for digest in self._slot)
+        return bool(self._free) or any(not self._users[digest] for digest in self._held)
 
     def users(self, digest: str) -> int:
         """Rows that use an adapter now."""
         return self._users.get(digest, 0)
 
-    def acquire(self, digest: str) -> int:
-        """Count one more row on an adapter that is in memory, and return its slot."""
+    def acquire(self, digest: str) -> Held:
+        """Count one more row on an adapter that is in memory."""
         if not digest:
-            return BASE_SLOT
-        self._slot.move_to_end(digest)
+            return BASE
+        self._held.move_to_end(digest)
         self._users[digest] += 1
-        return self._slot[digest]
+        return self._held[digest]
 
     def release(self, digest: str) -> None:
         """Count one row less; the adapter stays until its slot is needed."""
@@ -75,7 +75,7 @@ class AdapterBank:
                 or a rank above the limit. The bank is as it was.
             RuntimeError: No slot is idle; ask ``has_room`` first.
         """
-        if digest in self._slot:
+        if digest in self._held:
             return
         if adapter.rank > self._max_rank:
             raise ArtifactError(
@@ -95,22 +95,27 @@ class AdapterBank:
         slot = self._take_slot()
         for stack in self._stacks:
             stack.fill(slot, pairs.get(stack, {}), slots=self._n_slots + 1)
-        self._slot[digest] = slot
-        self._users[digest] = 0
         self.loads += 1
+        self._held[digest] = Held(slot, self.loads)
+        self._users[digest] = 0
 
-    def changes(self, slots: tuple[int, ...]) -> Changes:
-        """What rows in these slots add; holds while the rows keep their adapters."""
-        found = ((stack, stack.change(slots)) for stack in self._stacks)
+    def changes(self, held: Held) -> Changes:
+        """What one adapter adds to all rows; holds while it is acquired."""
+        found = ((stack, stack.change(held.slot)) for stack in self._stacks)
+        return {stack: change for stack, change in found if change is not None}
+
+    def gather(self, rows: Sequence[Held]) -> Changes:
+        """What each running row's adapter adds to it; holds until the next call."""
+        found = ((stack, stack.gather(rows)) for stack in self._stacks)
         return {stack: change for stack, change in found if change is not None}
 
     def _take_slot(self) -> int:
         if self._free:
             return self._free.pop()
-        for digest in self._slot:
+        for digest in self._held:
             if not self._users[digest]:
                 del self._users[digest]
-                return self._slot.pop(digest)
+                return self._held.pop(digest).slot
         raise RuntimeError("every adapter in memory is in use")
 
 

@@ -19,7 +19,7 @@ import torch
 from handbill.errors import HandbillError
 from handbill.generator.adapters import Adapter
 from handbill.generator.prompts import turn_end_id
-from handbill.serving.bank import AdapterBank
+from handbill.serving.bank import BASE, AdapterBank
 from handbill.serving.cache import SlotCache
 from handbill.serving.errors import ContextLengthError, UnavailableError
 from handbill.serving.llama import Llama, Span
@@ -27,7 +27,7 @@ from handbill.serving.prefill import Prefill, Prompt, key_of
 from handbill.serving.prefixes import PrefixCache
 from handbill.serving.sampling import Chooser, choose_all
 from handbill.serving.sequences import Delta, EngineStats, FinishReason, Sequence
-from handbill.serving.stacked import Changes
+from handbill.serving.stacked import Changes, Held
 from handbill.serving.text import TextStream
 from handbill.serving.waiting import FairQueue
 
@@ -46,7 +46,7 @@ class _Row:
     text: TextStream
     loop: asyncio.AbstractEventLoop
     out: asyncio.Queue[Delta | HandbillError] = field(default_factory=asyncio.Queue)
-    slot: int = 0
+    held: Held = BASE
     last: int = 0
     written: int = 0
     done: bool = False
@@ -248,7 +248,7 @@ class TorchEngine:
                 log.error("adapter_refused", extra={"adapter": digest, "reason": reason})  # noqa: TRY400
                 row.deliver(UnavailableError("This model cannot be served now."))
                 return False
-        row.slot = self._bank.acquire(digest)
+        row.held = self._bank.acquire(digest)
         return True
 
     def _forget_unwanted_loads(self) -> None:
@@ -264,7 +264,7 @@ class TorchEngine:
         prompt = self._prefill.get(key)
         if prompt is None:
             cache = self._prefixes.start(key)
-            prompt = Prompt(key=key, cache=cache, changes=self._bank.changes((row.slot,)))
+            prompt = Prompt(key=key, cache=cache, changes=self._bank.changes(row.held))
             self._prefill.add(prompt)
         prompt.rows.append(row)
 
@@ -274,7 +274,7 @@ class TorchEngine:
         choosing, spans, done = list(range(len(ids))), [], []
         if self._rows:
             if self._changes is None:
-                self._changes = self._bank.changes(tuple(row.slot for row in self._rows))
+                self._changes = self._bank.gather([row.held for row in self._rows])
             spans.append(Span(self._cache.extend(), self._changes))
         for prompt, count in self._prefill.shares():
             ids += prompt.left[:count]

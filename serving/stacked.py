@@ -5,8 +5,8 @@ Computes y = x W' + (x A_s') B_s for row-wise slots s, with alpha / rank folded 
 key and value; gate and up) are one product, and so are their adapters: the A's stand below one
 another, and B is cut into blocks of one width, so that one batched product writes them all.
 
-The slots' A and B are gathered when the set of rows changes, not at every token, so that a
-batch of N tenants costs what a batch of one tenant costs. Slot 0 stays zero: the base model.
+A row's A and B are gathered when it joins, not at every token, so that a batch of N tenants
+costs little more than a batch of one tenant. Slot 0 stays zero: the base model.
 
 Shapes: x (n, in), A (slots, parts, rank, in), B (slots, blocks, rank, block width).
 """
@@ -14,7 +14,7 @@ Shapes: x (n, in), A (slots, parts, rank, in), B (slots, blocks, rank, block wid
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,13 @@ from torch import Tensor, nn
 from handbill.serving.products import Product
 
 Pair = tuple[Tensor, Tensor]
+
+
+class Held(NamedTuple):
+    """An adapter in a slot; ``load`` tells it from those the slot held before."""
+
+    slot: int
+    load: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,8 +78,11 @@ class StackedLinear:
         self._block = math.gcd(*outs)
         parts = [part for part, out in enumerate(outs) for _ in range(out // self._block)]
         self._part = torch.tensor(parts, device=like.device)
+        self._part_of_block = self._part if len(parts) > len(outs) else None
         self._ranks: dict[int, int] = {}  # slot -> rank of what is in it
         self._a = self._b = torch.zeros(0)
+        self._gathered: list[Held | None] = []  # what lies in _rows_a and _rows_b
+        self._rows_a = self._rows_b = torch.zeros(0)
 
     def shape(self, part: int) -> tuple[int, int]:
         """Output and input size of one of its layers."""
@@ -101,21 +111,43 @@ class StackedLinear:
             self._b[slot, self._part == part, : b.shape[0]] = blocks
         self._ranks[slot] = rank
 
-    def change(self, slots: tuple[int, ...]) -> Change | None:
-        """What rows in these slots add; None when no slot changes this stack.
+    def change(self, slot: int) -> Change | None:
+        """What the adapter in a slot adds, the same for all rows; None when that is nothing.
 
-        Several adapters are gathered. One for all rows is read where it lies: who asks must
-        not have its slot filled anew while it is used.
+        It is read where it lies: the slot must not be filled anew while it is used.
         """
-        rank = max(self._ranks.get(slot, 0) for slot in slots)
+        rank = self._ranks.get(slot, 0)
         if not rank:
             return None
-        a, b = self._a[:, :, :rank], self._b[:, :, :rank]
-        part = self._part if len(self._part) > len(self.product.outs) else None
-        if len(set(slots)) == 1:
-            return Change(a[slots[0]].flatten(0, 1), b[slots[0]], part)
-        index = torch.tensor(slots, device=self._part.device)
-        return Change(a[index].flatten(1, 2), b[index].flatten(0, 1), part)
+        return Change(
+            self._a[slot, :, :rank].flatten(0, 1), self._b[slot, :, :rank], self._part_of_block
+        )
+
+    def gather(self, rows: Sequence[Held]) -> Change | None:
+        """What the running rows add, each its own; None when that is nothing.
+
+        Only rows that changed since the last call are copied.
+        """
+        if len(set(rows)) == 1:
+            return self.change(rows[0].slot)
+        rank = max(self._ranks.get(row.slot, 0) for row in rows)
+        if not rank:
+            return None
+        if len(rows) > len(self._gathered) or rank != self._rows_a.shape[2]:
+            room = 1 << (len(rows) - 1).bit_length()
+            self._gathered = [None] * room
+            self._rows_a, self._rows_b = self._zeros(room, rank)
+        for index, row in enumerate(rows):
+            if row != self._gathered[index]:
+                self._rows_a[index] = self._a[row.slot, :, :rank]
+                self._rows_b[index] = self._b[row.slot, :, :rank]
+                self._gathered[index] = row
+        count = len(rows)
+        return Change(
+            self._rows_a[:count].flatten(1, 2),
+            self._rows_b[:count].flatten(0, 1),
+            self._part_of_block,
+        )
 
     def __call__(self, x: Tensor, spans: Sequence[tuple[slice, Changes]]) -> Tensor:
         """The base model's output plus every row's own change.
@@ -133,10 +165,13 @@ class StackedLinear:
 
     def _grow(self, slots: int, rank: int) -> None:
         """Make room for a higher rank; what is in the slots stays."""
-        parts, blocks = len(self.product.outs), len(self._part)
-        a = torch.zeros((slots, parts, rank, self.product.width), **self._like)
-        b = torch.zeros((slots, blocks, rank, self._block), **self._like)
+        a, b = self._zeros(slots, rank)
         if len(self._a):
             a[:, :, : self._a.shape[2]] = self._a
             b[:, :, : self._b.shape[2]] = self._b
         self._a, self._b = a, b
+
+    def _zeros(self, count: int, rank: int) -> Pair:
+        parts, blocks = len(self.product.outs), len(self._part)
+        a = torch.zeros((count, parts, rank, self.product.width), **self._like)
+        return a, torch.zeros((count, blocks, rank, self._block), **self._like)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from handbill.errors import ArtifactError
 from handbill.generator.adapters import Adapter
 from handbill.generator.base_models import load_base
-from handbill.serving.bank import AdapterBank
+from handbill.serving.bank import BASE, AdapterBank
 from handbill.serving.cache import PromptCache
 from handbill.serving.llama import Llama, Span
+from handbill.serving.stacked import Held
 
 DOWN = "base_model.model.model.layers.2.mlp.down_proj"
 
@@ -28,7 +29,7 @@ def pair(module, *, rank=2, width=128, out=64):
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 7)), max_size=60))
 def test_an_adapter_in_use_is_never_evicted_and_counts_always_agree(base, adapters, steps):
     bank = AdapterBank(Llama(load_base(base)[0], positions=64).stacks, slots=3, max_rank=8)
-    users: dict[str, list[int]] = {}
+    users: dict[str, list[Held]] = {}
     for joins, number in steps:
         name = str(number)
         if joins:
@@ -44,7 +45,7 @@ def test_an_adapter_in_use_is_never_evicted_and_counts_always_agree(base, adapte
         for held, slots in users.items():
             assert bank.users(held) == len(slots) or (not slots and held not in bank)
             assert not slots or (held in bank and len(set(slots)) == 1)
-        live = [slots[0] for slots in users.values() if slots]
+        live = [held[0].slot for held in users.values() if held]
         assert len(set(live)) == len(live)
         assert 0 not in live
         assert len(bank) <= 3
@@ -63,11 +64,12 @@ def test_the_least_recently_used_idle_adapter_goes_first(model, adapters):
 def test_only_the_modules_that_adapters_name_are_changed(model, adapters):
     bank = AdapterBank(model.stacks, slots=2, max_rank=8)
     bank.put("4", adapters.load("4"))  # q, v and down of layer 2
-    changed = bank.changes((bank.acquire("4"),))
+    changed = bank.changes(bank.acquire("4"))
     assert set(changed) == {
         model.stacks[f"model.layers.2.{name}"][0] for name in ("self_attn.q_proj", "mlp.down_proj")
     }
-    assert not bank.changes((0, 0))
+    assert not bank.changes(BASE)
+    assert not bank.gather([BASE, BASE])
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(model, tens
     with pytest.raises(ArtifactError, match=match):
         bank.put("x", Adapter(rank=rank, alpha=4.0, tensors={**good, **tensors}))
     assert len(bank) == 0
-    assert not bank.changes((1,))
+    assert not bank.changes(Held(1, 1))
 
 
 def logits(model, changes):
@@ -100,11 +102,38 @@ def test_an_adapter_that_left_its_slot_leaves_nothing_behind(model, adapters):
     bank = AdapterBank(model.stacks, slots=1, max_rank=8)
     bank.put("2", adapters.load("2"))  # rank 8, layers 1 and 2
     bank.put("0", adapters.load("0"))  # rank 2, q, v and down
-    found = logits(model, bank.changes((bank.acquire("0"),)))
+    found = logits(model, bank.changes(bank.acquire("0")))
     fresh = AdapterBank(model.stacks, slots=1, max_rank=8)
     fresh.put("0", adapters.load("0"))
-    assert torch.allclose(found[1], logits(model, fresh.changes((1,)))[1], atol=1e-5)
+    assert torch.allclose(found[1], logits(model, fresh.changes(fresh.acquire("0")))[1], atol=1e-5)
     assert not torch.allclose(found[1], found[0], atol=1e-2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), max_size=12))
+def test_what_is_gathered_row_by_row_is_what_each_adapter_adds(base, adapters, rows):
+    """Rows join, leave and move; slots are filled anew in between; ranks differ."""
+    model = Llama(load_base(base)[0], positions=8)
+    bank = AdapterBank(model.stacks, slots=3, max_rank=8)
+    stacks = {stack for stack, _ in model.stacks.values()}
+    for names in rows:
+        running = [str(name) if name else "" for name in names]
+        held = []
+        for name in running:
+            if name not in bank:
+                bank.put(name, adapters.load(name))
+            held.append(bank.acquire(name))
+        together = bank.gather(held)
+        for stack in stacks:
+            x = torch.randn(len(held), stack.product.width)
+            found = stack(x, [(slice(0, len(held)), together)])
+            alone = [
+                stack(x[i : i + 1], [(slice(0, 1), bank.changes(one))])
+                for i, one in enumerate(held)
+            ]
+            assert torch.allclose(found, torch.cat(alone), atol=1e-4)
+        for name in running:
+            bank.release(name)
 
 
 def test_filling_a_slot_anew_does_not_change_rows_that_are_gathered(model, adapters):
@@ -112,10 +141,12 @@ def test_filling_a_slot_anew_does_not_change_rows_that_are_gathered(model, adapt
     bank.put("0", adapters.load("0"))
     x = torch.randn(2, 64)
     stack, _ = model.stacks["model.layers.0.self_attn.q_proj"]
-    spans = [(slice(0, 2), bank.changes((bank.acquire("0"), 0)))]
+    spans = [(slice(0, 2), bank.gather([bank.acquire("0"), BASE]))]
     before = stack(x, spans)
     bank.release("0")
     bank.put("1", adapters.load("1"))
     assert torch.equal(stack(x, spans), before)
     assert not torch.equal(before[0], stack(x, [])[0])
     assert torch.equal(before[1], stack(x, [])[1])
+    spans = [(slice(0, 2), bank.gather([bank.acquire("1"), BASE]))]
+    assert not torch.equal(stack(x, spans)[0], before[0])  # the same slot, another adapter
