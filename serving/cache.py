@@ -3,7 +3,8 @@
 A prompt is run into keys and values of its own; when it is done they are copied into a row.
 Rows join at the end and leave from anywhere: the last row moves into the gap, so the running
 rows are always the first ones and nothing is padded. A key of another row is never visible:
-the mask of a decode step shows each row its own positions only.
+the mask of a decode step shows each row its own positions only, and what it hides is zero (a
+hidden position weighs nothing, but nothing times NaN is NaN).
 
 Shapes: all layers' keys and values lie in one tensor (layers, rows, positions, 2, heads, head
 size), a position's keys and values side by side, so that one copy writes both.
@@ -29,7 +30,7 @@ class Shape:
     dtype: torch.dtype
 
     def zeros(self, rows: int, positions: int) -> Tensor:
-        """Room for rows. Zeros: a masked position weighs nothing, but 0 x NaN would be NaN."""
+        """Room for rows, all zero."""
         size = (self.layers, rows, positions, 2, self.heads, self.head_size)
         return torch.zeros(size, device=self.device, dtype=self.dtype)
 
@@ -119,12 +120,14 @@ class SlotCache:
         return _view(self._kv, positions, at, mask, rows=rows, seen=seen, one_each=True)
 
     def remove(self, row: int) -> None:
-        """Take a row out; the last row takes its index."""
-        last = len(self.lengths) - 1
+        """Take a row out; the last row takes its index, and nothing of it is left behind."""
+        last, gone = len(self.lengths) - 1, self.lengths[row]
+        self._kv[:, row, :gone] = 0
         length = self.lengths.pop()
         if row != last:
             self.lengths[row] = length
             self._kv[:, row, :length] = self._kv[:, last, :length]
+            self._kv[:, last, :length] = 0
 
     def _grow(self, positions: int) -> None:
         if positions > self._max_positions:

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from handbill.serving.sequences import Sampling
 
-_LIKELIEST: Final = 256
+Weights = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+# What a token must have to be looked at, tried in this order.
+_LEAST: Final = (1e-3, 1e-5, 0.0)
 
 
 class Chooser:
@@ -118,26 +121,27 @@ def _draw(logits_V: Tensor, top_k: int, top_p: float, uniform: float) -> int:
     2020, arXiv:1904.09751) of what the ``top_k`` likeliest have (0: all of them); it always
     holds the likeliest token.
     """
-    size = logits_V.shape[0]
-    if 0 < top_k < size:
+    if 0 < top_k < logits_V.shape[0]:
         logits_V, candidates = logits_V.topk(top_k)
         return int(candidates[_draw(logits_V, 0, top_p, uniform)])
-    # float64, so that the last tokens of a large vocabulary are not lost in the sum
-    probability_V = torch.softmax(logits_V.double(), dim=0)
+    # An adapter whose numbers run over gets any token, and nobody else is harmed.
+    probability_V = torch.softmax(logits_V, dim=0).nan_to_num_().numpy()
     if top_p == 1.0:
         return _at(probability_V, uniform)
-    # Nearly always the nucleus lies in the first few; sorting all of a vocabulary is slow.
-    for few in (_LIKELIEST, size):
-        likeliest, tokens = probability_V.topk(min(few, size))
-        cumulative = likeliest.cumsum(0)
-        if float(cumulative[-1]) >= top_p:
+    # Sorting all of a vocabulary is slow, and the nucleus nearly always lies in a few tokens.
+    for least in _LEAST:
+        tokens = np.flatnonzero(probability_V >= least)
+        if probability_V[tokens].sum(dtype=np.float64) >= top_p:
             break
+    likeliest = tokens[np.argsort(-probability_V[tokens], kind="stable")]
+    cumulative = probability_V[likeliest].cumsum(dtype=np.float64)
     kept = int((cumulative < top_p).sum()) + 1
-    return int(tokens[_at(likeliest[:kept], uniform)])
+    return int(likeliest[_at(probability_V[likeliest[:kept]], uniform)])
 
 
-def _at(weights: Tensor, uniform: float) -> int:
+def _at(weights: Weights, uniform: float) -> int:
     """Where ``uniform`` in [0, 1) falls among weights laid end to end."""
-    cumulative = weights.cumsum(0)
-    at = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
+    # float64, so that the last tokens of a large vocabulary are not lost in the sum
+    cumulative = weights.cumsum(dtype=np.float64)
+    at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
     return min(at, weights.shape[0] - 1)

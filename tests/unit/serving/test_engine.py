@@ -1,6 +1,8 @@
 import asyncio
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -236,6 +238,28 @@ def test_an_adapter_that_is_refused_fails_its_own_request_only(make_engine, adap
         return "".join([delta.text async for delta in good])
 
     assert asyncio.run(main())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_adapter_whose_numbers_run_over_harms_nobody_else(
+    make_engine, adapters, sequence, write, temperature
+):
+    """Neither the row beside it nor the rows that come to its place in the cache."""
+
+    def load(name):
+        adapter = adapters.load("1")
+        if name == "huge":
+            tensors = {key: value * np.float32(1e30) for key, value in adapter.tensors.items()}
+            adapter = replace(adapter, tensors=tensors)
+        return adapter
+
+    how = {"temperature": temperature, "top_p": 0.9}
+    wanted = [sequence(i, adapter="1", **how) for i in range(4)]
+    huge = [sequence(9 + i, adapter="huge", max_tokens=40, **how) for i in range(3)]
+    engine = make_engine(load=load, max_batch=4)
+    found = write(engine, [*huge, wanted[0]], together=True)[-1:]
+    found += write(engine, wanted[1:], together=True)
+    assert found == write(make_engine(), wanted, together=False)
 
 
 def test_an_adapter_that_is_being_read_holds_up_nobody(make_engine, adapters, sequence):

@@ -88,6 +88,20 @@ def test_the_logits_are_those_of_transformers(name):
         assert torch.allclose(found, wanted[:, at], atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_to_float32_as_transformers_is(dtype):
+    ids = torch.arange(40)
+    exact = make()(input_ids=ids[None]).logits[0]
+    model = make().to(dtype)
+    theirs = (model(input_ids=ids[None]).logits[0].float() - exact).abs().max()
+    ours = Llama(model, positions=64)
+    prompt = PromptCache(ours.cache_shape, 40)
+    for start, stop in ((0, 39), (39, 40)):
+        found = ours.forward(ids[start:stop], [Span(prompt.extend(stop - start), {})], [0])
+        assert found.dtype == dtype
+        assert (found[0].float() - exact[start]).abs().max() < 1.5 * theirs
+
+
 def test_nothing_is_chosen_in_the_middle_of_a_prompt():
     ours = Llama(make(), positions=64)
     spans = [Span(PromptCache(ours.cache_shape, 20).extend(10), {})]
