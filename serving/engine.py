@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from handbill.errors import HandbillError
+from handbill.errors import HandbillError, InputError
 from handbill.generator.adapters import Adapter
 from handbill.generator.prompts import turn_end_id
 from handbill.serving.bank import BASE, AdapterBank
@@ -78,7 +78,8 @@ class TorchEngine:
         queue_limit: Sequences that may wait.
 
     Raises:
-        InputError: A model the engine does not compute exactly.
+        InputError: A model the engine does not compute exactly, or a tokenizer that is not its
+            own.
     """
 
     def __init__(
@@ -100,6 +101,11 @@ class TorchEngine:
         self._max_batch = max_batch
         limit = int(getattr(model.config, "max_position_embeddings", context_tokens))
         self._context = min(context_tokens, limit)
+        if len(tokenizer) > model.config.vocab_size:
+            raise InputError(
+                f"base model: its tokenizer has {len(tokenizer)} tokens, its vocabulary "
+                f"{model.config.vocab_size}; a token it does not know would stop the engine"
+            )
         self._ends = _end_ids(model, tokenizer)
         self._model = Llama(model, positions=self._context)
         self._bank = AdapterBank(self._model.stacks, slots=slots, max_rank=max_rank)

@@ -18,12 +18,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from handbill.errors import InputError
+from handbill.generator.adapters import ALL_LINEAR
 from handbill.serving.cache import Shape, View
 from handbill.serving.config import MODELS
 from handbill.serving.stacked import Changes, StackedLinear
 
 # Kinds of rotary positions whose frequencies do not change with the text's length.
 _ROPES: Final = ("default", "linear", "llama3", "yarn")
+# Every module that holds weights: what is here is computed, anything else is refused.
+_LINEARS: Final = {*ALL_LINEAR, "lm_head"}
+_OTHERS: Final = {
+    "embed_tokens",
+    "norm",
+    "input_layernorm",
+    "post_attention_layernorm",
+    "q_norm",
+    "k_norm",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +221,11 @@ def _check(model: Any, positions: int) -> None:
             f"base model: rope_type={rotary.rope_type!r} over {2 * len(rotary.inv_freq)} of "
             f"{size} places; served are {', '.join(_ROPES)} over all"
         )
-    linears = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    linears.add("lm_head")
-    known = {"embed_tokens", "norm", "input_layernorm", "post_attention_layernorm"}
-    known |= {"q_norm", "k_norm"} if kind.startswith("Qwen3") else set()
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is not None:
             last = name.rpartition(".")[2]
-            if last not in known and not (last in linears and type(module) is nn.Linear):
+            plain = last in _LINEARS and type(module) is nn.Linear
+            if not plain and last not in _OTHERS:
                 raise InputError(f"base model: {name} is a {type(module).__name__}, not served")
 
 

@@ -60,8 +60,8 @@ class Prefill(Generic[R]):
         self._prompts: dict[Key, Prompt[R]] = {}
 
     def __len__(self) -> int:
-        """Answers whose prompt is not run yet."""
-        return sum(len(prompt.rows) for prompt in self._prompts.values())
+        """Answers whose prompt is not run yet. May be asked from another thread."""
+        return sum(len(prompt.rows) for prompt in list(self._prompts.values()))
 
     def __iter__(self) -> Iterator[R]:
         for prompt in self._prompts.values():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from handbill.errors import ArtifactError
+from handbill.errors import ArtifactError, InputError
 from handbill.generator.base_models import load_base
 from handbill.serving.cache import PromptCache
+from handbill.serving.engine import TorchEngine
 from handbill.serving.errors import BusyError, ContextLengthError, UnavailableError
 from handbill.serving.sequences import Sampling, Sequence
 
@@ -218,6 +219,13 @@ def test_a_prompt_that_does_not_fit_is_refused_before_it_waits(make_engine, sequ
 
     with pytest.raises(ContextLengthError, match="context of 32"):
         asyncio.run(main())
+
+
+def test_a_tokenizer_with_tokens_the_model_does_not_know_is_refused(base, adapters):
+    model, tokenizer = load_base(base)
+    tokenizer.add_tokens(["<unknown>"])
+    with pytest.raises(InputError, match="a token it does not know"):
+        TorchEngine(model, tokenizer, load=adapters.load)
 
 
 def test_an_adapter_that_is_refused_fails_its_own_request_only(make_engine, adapters, sequence):
