@@ -23,7 +23,7 @@ from handbill.serving.bank import BASE, AdapterBank
 from handbill.serving.cache import SlotCache
 from handbill.serving.errors import ContextLengthError, UnavailableError
 from handbill.serving.llama import Llama, Span
-from handbill.serving.prefill import Prefill, Prompt, key_of
+from handbill.serving.prefill import Key, Prefill, Prompt
 from handbill.serving.prefixes import PrefixCache
 from handbill.serving.sampling import Chooser, choose_all
 from handbill.serving.sequences import Delta, EngineStats, FinishReason, Sequence
@@ -266,7 +266,7 @@ class TorchEngine:
                     del self._loading[digest]
 
     def _start_prompt(self, row: _Row) -> None:
-        key = key_of(row.sequence)
+        key = Key.of(row.sequence)
         prompt = self._prefill.get(key)
         if prompt is None:
             cache = self._prefixes.start(key)

@@ -6,7 +6,7 @@ newcomer's text, however long it is.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from handbill.serving.cache import PromptCache
 from handbill.serving.sequences import Sequence
@@ -15,15 +15,20 @@ from handbill.serving.stacked import Changes
 R = TypeVar("R")
 
 
-Key = tuple[str, str, tuple[int, ...]]
-
-
-def key_of(sequence: Sequence) -> Key:
+class Key(NamedTuple):
     """What two answers must share to share a prompt's keys and values.
 
     They depend on the adapter; and no tenant may learn, by timing, what another has sent.
     """
-    return sequence.tenant, sequence.adapter, sequence.prompt
+
+    tenant: str
+    adapter: str
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sequence: Sequence) -> Self:
+        """The key of an answer's prompt."""
+        return cls(sequence.tenant, sequence.adapter, sequence.prompt)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -45,7 +50,7 @@ class Prompt(Generic[R]):
     @property
     def left(self) -> tuple[int, ...]:
         """Tokens that are not run yet."""
-        return self.key[2][self.cache.filled :]
+        return self.key.tokens[self.cache.filled :]
 
 
 class Prefill(Generic[R]):

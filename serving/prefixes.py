@@ -41,16 +41,15 @@ class PrefixCache:
 
         The last token is always left to run: the answer begins with what comes out of it.
         """
-        tokens = key[2]
-        cache = PromptCache(self._shape, len(tokens))
-        common = {other: _common(other, key) for other in self._shelves.get(key[0], ())}
+        cache = PromptCache(self._shape, len(key.tokens))
+        common = {other: _common(other, key) for other in self._shelves.get(key.tenant, ())}
         best = max(common, key=lambda other: common[other], default=key)
-        count = min(common.get(best, 0), len(tokens) - 1)
+        count = min(common.get(best, 0), len(key.tokens) - 1)
         if not count:
             self.misses += 1
             return cache
         self.hits += 1
-        shelf = self._shelves[key[0]]
+        shelf = self._shelves[key.tenant]
         shelf.move_to_end(best)
         cache.kv[:, :, :count] = shelf[best].kv[:, :, :count]
         cache.filled = count
@@ -58,8 +57,8 @@ class PrefixCache:
 
     def keep(self, key: Key, cache: PromptCache) -> None:
         """Keep a prompt that is run, in place of those it begins with."""
-        shelf = self._shelves[key[0]]
-        for other in [other for other in shelf if _common(other, key) == len(other[2])]:
+        shelf = self._shelves[key.tenant]
+        for other in [other for other in shelf if _common(other, key) == len(other.tokens)]:
             self.size_bytes -= shelf.pop(other).size_bytes
         shelf[key] = cache
         self.size_bytes += cache.size_bytes
@@ -80,8 +79,8 @@ class PrefixCache:
 
 def _common(one: Key, other: Key) -> int:
     """How many tokens both begin with; none when they may not share."""
-    if one[:2] != other[:2]:
+    if one[:2] != other[:2]:  # tenant and adapter
         return 0
-    length = min(len(one[2]), len(other[2]))
-    differ = np.flatnonzero(np.not_equal(one[2][:length], other[2][:length]))
+    length = min(len(one.tokens), len(other.tokens))
+    differ = np.flatnonzero(np.not_equal(one.tokens[:length], other.tokens[:length]))
     return int(differ[0]) if len(differ) else length

@@ -3,14 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handbill.serving.cache import PromptCache, Shape
-from handbill.serving.prefill import Prefill, Prompt
+from handbill.serving.prefill import Key, Prefill, Prompt
 
 SHAPE = Shape(layers=1, heads=1, head_size=2, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def start(prefill, *lengths):
     for number, length in enumerate(lengths):
-        key = (str(number), "", tuple(range(length)))
+        key = Key(str(number), "", tuple(range(length)))
         prefill.add(Prompt(key=key, cache=PromptCache(SHAPE, length), changes={}, rows=[number]))
 
 
@@ -53,11 +53,10 @@ def test_the_oldest_gets_on_however_many_short_ones_come():
     start(prefill, 40)
     gone = []
     for number in range(10):  # 40 tokens, half of 8 a turn
-        key = (f"late {number}", "", (1, 2, 3))
         for extra in ("a", "b"):
-            other = (key[0] + extra, *key[1:])
+            key = Key(f"late {number}{extra}", "", (1, 2, 3))
             cache = PromptCache(SHAPE, 3)
-            prefill.add(Prompt(key=other, cache=cache, changes={}, rows=[other[0]]))
+            prefill.add(Prompt(key=key, cache=cache, changes={}, rows=[key.tenant]))
         gone += next(turns(prefill))[1]
     assert 0 in gone
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handbill.serving.cache import PromptCache, Shape
+from handbill.serving.prefill import Key
 from handbill.serving.prefixes import PrefixCache
 from handbill.serving.sequences import Sampling, Sequence
 
@@ -17,15 +18,16 @@ LARGE = 10_000
 
 def run(cache, key):
     """Fill what is left as a model would: values that depend on all that came before."""
-    for at in range(cache.filled, len(key[2])):
-        seed = hash((key[:2], key[2][: at + 1])) % 2**32
+    for at in range(cache.filled, len(key.tokens)):
+        seed = hash((key[:2], key.tokens[: at + 1])) % 2**32
         draws = torch.Generator().manual_seed(seed)
         cache.kv[:, :, at] = torch.randn(2, 1, 2, 1, 2, generator=draws)
-    cache.filled = len(key[2])
+    cache.filled = len(key.tokens)
     return cache
 
 
-keys = st.tuples(
+keys = st.builds(
+    Key,
     st.sampled_from(["acme", "bolt"]),
     st.sampled_from(["", "d1"]),
     st.lists(st.integers(0, 1), min_size=1, max_size=6).map(tuple),
@@ -38,8 +40,8 @@ def test_what_is_found_is_what_would_have_been_run_and_memory_is_bounded(asked, 
     cache = PrefixCache(SHAPE, limit_bytes=positions * A_POSITION)
     for key in asked:
         found = cache.start(key)
-        assert found.filled < len(key[2])
-        whole = run(PromptCache(SHAPE, len(key[2])), key)
+        assert found.filled < len(key.tokens)
+        whole = run(PromptCache(SHAPE, len(key.tokens)), key)
         assert torch.equal(found.kv[:, :, : found.filled], whole.kv[:, :, : found.filled])
         cache.keep(key, run(found, key))
         held = [entry for shelf in cache._shelves.values() for entry in shelf.values()]
@@ -51,27 +53,27 @@ def test_what_is_found_is_what_would_have_been_run_and_memory_is_bounded(asked, 
 @pytest.mark.parametrize("other", [("bolt", "d1"), ("acme", "d2"), ("acme", "")])
 def test_another_tenant_or_another_adapter_finds_nothing(other):
     cache = PrefixCache(SHAPE, limit_bytes=LARGE)
-    key = ("acme", "d1", (1, 2, 3))
+    key = Key("acme", "d1", (1, 2, 3))
     cache.keep(key, run(cache.start(key), key))
-    assert cache.start((*other, (1, 2, 3))).filled == 0
+    assert cache.start(Key(*other, (1, 2, 3))).filled == 0
     assert (cache.hits, cache.misses) == (0, 2)
-    assert cache.start(("acme", "d1", (1, 2, 9))).filled == 2
+    assert cache.start(Key("acme", "d1", (1, 2, 9))).filled == 2
 
 
 def test_a_longer_prompt_takes_the_place_of_its_beginning():
     cache = PrefixCache(SHAPE, limit_bytes=LARGE)
     for length in range(1, 9):
-        key = ("acme", "", tuple(range(length)))
+        key = Key("acme", "", tuple(range(length)))
         cache.keep(key, run(cache.start(key), key))
     assert cache.size_bytes == 8 * A_POSITION
 
 
 def test_a_tenant_that_sends_much_pushes_out_its_own():
     cache = PrefixCache(SHAPE, limit_bytes=20 * A_POSITION)
-    quiet = ("acme", "", (7, 7, 7))
+    quiet = Key("acme", "", (7, 7, 7))
     cache.keep(quiet, run(cache.start(quiet), quiet))
     for number in range(50):
-        key = ("bolt", "", (number, *range(4)))
+        key = Key("bolt", "", (number, *range(4)))
         cache.keep(key, run(cache.start(key), key))
     assert cache.start(quiet).filled == 2
 
