@@ -144,7 +144,7 @@ async def _respond(
         route=route,
         prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(n)),
         prompt_tokens=sum(map(len, prompts)),
-        sampling=body.sampling(gateway.config),
+        sampling=body.sampling(gateway.config, vocabulary=len(gateway.tokenizer)),
         check=partial(check, product=product, house=house),
         attempts=gateway.config.copy_attempts if product is not None else 0,
         keep=keep if review else None,

@@ -4,57 +4,63 @@ Keys are digests, never names: a new version of an adapter is another key, so ru
 finish on the weights they started with and nothing is ever updated in place.
 """
 
-from collections import OrderedDict
-from typing import Any, Final
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
-from torch import nn
 
 from handbill.errors import ArtifactError
 from handbill.generator.adapters import PREFIX, Adapter
-from handbill.serving.stacked import Rows, StackedLinear
+from handbill.serving.stacked import Changes, Held, Pair, StackedLinear
 
-BASE_SLOT: Final = 0
+BASE: Final = Held(slot=0, load=0)
 
 
 class AdapterBank:
-    """Slots for adapters on one model. Used by one thread only."""
+    """Slots for adapters on one model. Used by one thread only.
 
-    def __init__(self, model: nn.Module, *, slots: int, max_rank: int) -> None:
-        self._model = model
+    Args:
+        stacks: Every module an adapter may change: its stack, and its place in it.
+        slots: Adapters in memory.
+        max_rank: Largest rank taken.
+    """
+
+    def __init__(
+        self, stacks: Mapping[str, tuple[StackedLinear, int]], *, slots: int, max_rank: int
+    ) -> None:
+        self._places = stacks
+        self._stacks = list(dict.fromkeys(stack for stack, _ in stacks.values()))
         self._n_slots = slots
         self._max_rank = max_rank
-        self._rank = 0
-        self._rows = Rows()
-        self._layers: dict[str, StackedLinear] = {}
-        self._slot: OrderedDict[str, int] = OrderedDict()  # least recently used first
+        self._held: OrderedDict[str, Held] = OrderedDict()  # least recently used first
         self._users: dict[str, int] = {}
-        self._free = list(range(slots, BASE_SLOT, -1))
+        self._free = list(range(slots, BASE.slot, -1))
         self.loads = 0
 
     def __len__(self) -> int:
         """Adapters in memory."""
-        return len(self._slot)
+        return len(self._held)
 
     def __contains__(self, digest: str) -> bool:
-        return not digest or digest in self._slot
+        return not digest or digest in self._held
 
     @property
     def has_room(self) -> bool:
         """Whether one more adapter could be put in now."""
-        return bool(self._free) or any(not self._users[digest] for digest in self._slot)
+        return bool(self._free) or any(not self._users[digest] for digest in self._held)
 
     def users(self, digest: str) -> int:
         """Rows that use an adapter now."""
         return self._users.get(digest, 0)
 
-    def acquire(self, digest: str) -> int:
-        """Count one more row on an adapter that is in memory, and return its slot."""
+    def acquire(self, digest: str) -> Held:
+        """Count one more row on an adapter that is in memory."""
         if not digest:
-            return BASE_SLOT
-        self._slot.move_to_end(digest)
+            return BASE
+        self._held.move_to_end(digest)
         self._users[digest] += 1
-        return self._slot[digest]
+        return self._held[digest]
 
     def release(self, digest: str) -> None:
         """Count one row less; the adapter stays until its slot is needed."""
@@ -69,71 +75,51 @@ class AdapterBank:
                 or a rank above the limit. The bank is as it was.
             RuntimeError: No slot is idle; ask ``has_room`` first.
         """
-        if digest in self._slot:
+        if digest in self._held:
             return
-        pairs = _pairs(adapter)
-        linears = {module: self._linear(module) for module in pairs}
         if adapter.rank > self._max_rank:
             raise ArtifactError(
                 f"adapter of rank {adapter.rank}: this service takes {self._max_rank}"
             )
-        for module, (a, b) in pairs.items():
-            want = (linears[module].out_features, linears[module].in_features)
-            if (b.shape[1], a.shape[1]) != want:
-                raise ArtifactError(f"adapter of {module}: {(b.shape[1], a.shape[1])}, base {want}")
+        pairs: dict[StackedLinear, dict[int, Pair]] = defaultdict(dict)
+        for module, (a, b) in _pairs(adapter).items():
+            if module not in self._places:
+                raise ArtifactError(
+                    f"adapter changes {module[:120]!r}, no linear layer of the base model"
+                )
+            stack, part = self._places[module]
+            shape, want = (b.shape[1], a.shape[1]), stack.shape(part)
+            if shape != want:
+                raise ArtifactError(f"adapter of {module}: {shape}, base {want}")
+            pairs[stack][part] = a, b
         slot = self._take_slot()
-        if adapter.rank > self._rank:
-            self._rank = adapter.rank
-            for layer in self._layers.values():
-                layer.grow(self._rank)
-        for module in pairs.keys() - self._layers.keys():
-            self._wrap(module, linears[module])
-        for module, layer in self._layers.items():
-            layer.fill(slot, *pairs.get(module, (None, None)))
-        self._slot[digest] = slot
-        self._users[digest] = 0
+        for stack in self._stacks:
+            stack.fill(slot, pairs.get(stack, {}), slots=self._n_slots + 1)
         self.loads += 1
+        self._held[digest] = Held(slot, self.loads)
+        self._users[digest] = 0
 
-    def bind(self, slots: tuple[int, ...]) -> None:
-        """Say which slot each row of the next forwards uses."""
-        self._rows.slots = slots
-        self._rows.index = torch.tensor(slots, dtype=torch.long, device=self._device())
-        for layer in self._layers.values():
-            layer.rebind()
+    def changes(self, held: Held) -> Changes:
+        """What one adapter adds to all rows; holds while it is acquired."""
+        found = ((stack, stack.change(held.slot)) for stack in self._stacks)
+        return {stack: change for stack, change in found if change is not None}
+
+    def gather(self, rows: Sequence[Held]) -> Changes:
+        """What each running row's adapter adds to it; holds until the next call."""
+        found = ((stack, stack.gather(rows)) for stack in self._stacks)
+        return {stack: change for stack, change in found if change is not None}
 
     def _take_slot(self) -> int:
         if self._free:
             return self._free.pop()
-        for digest in self._slot:
+        for digest in self._held:
             if not self._users[digest]:
                 del self._users[digest]
-                return self._slot.pop(digest)
+                return self._held.pop(digest).slot
         raise RuntimeError("every adapter in memory is in use")
 
-    def _linear(self, module: str) -> nn.Linear:
-        if module in self._layers:
-            return self._layers[module].base
-        try:
-            found = self._model.get_submodule(module)
-        except AttributeError:
-            found = None
-        if not isinstance(found, nn.Linear):
-            raise ArtifactError(
-                f"adapter changes {module[:120]!r}, no linear layer of the base model"
-            )
-        return found
 
-    def _wrap(self, module: str, base: nn.Linear) -> None:
-        parent, _, name = module.rpartition(".")
-        layer = StackedLinear(base, slots=self._n_slots + 1, rank=self._rank, rows=self._rows)
-        setattr(self._model.get_submodule(parent), name, layer)
-        self._layers[module] = layer
-
-    def _device(self) -> Any:
-        return next(self._model.parameters()).device
-
-
-def _pairs(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _pairs(adapter: Adapter) -> dict[str, Pair]:
     """Module -> (A (r, in), scaled B transposed (r, out))."""
     pairs = {}
     for name, value in adapter.tensors.items():

@@ -1,143 +1,166 @@
 """A KV cache in which every row has its own length.
 
+A prompt is run into keys and values of its own; when it is done they are copied into a row.
 Rows join at the end and leave from anywhere: the last row moves into the gap, so the running
-rows are always the first ones and nothing is padded or copied when a row joins. A key of
-another row is never visible: the mask of a decode step shows each row its own positions only.
+rows are always the first ones and nothing is padded. A key of another row is never visible:
+the mask of a decode step shows each row its own positions only, and what it hides is zero (a
+hidden position weighs nothing, but nothing times NaN is NaN).
 
-Shapes: keys and values (rows, heads, positions, head size).
+Shapes: all layers' keys and values lie in one tensor (layers, rows, positions, 2, heads, head
+size), a position's keys and values side by side, so that one copy writes both.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
-_FIRST_POSITIONS = 256
+_FIRST_POSITIONS: Final = 256
 
 
-class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types here
-    """Keys and values of all layers for a batch whose rows come and go."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a model keeps of one position."""
 
-    def __init__(self, *, layers: int, max_rows: int, max_positions: int, device: str) -> None:
-        self.max_rows = max_rows
-        self.max_positions = max_positions
-        self.device = device
-        self.positions = min(_FIRST_POSITIONS, max_positions)
-        self.lengths: list[int] = []  # positions filled, per running row
-        self._joining = 0
-        self._rows = torch.arange(max_rows, device=device)
-        self._at = torch.zeros(0, dtype=torch.long, device=device)
-        self._width = 0
-        super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
+    layers: int
+    heads: int
+    head_size: int
+    device: torch.device
+    dtype: torch.dtype
 
-    def begin_prefill(self, lengths: list[int]) -> tuple[Tensor, Tensor]:
-        """Add rows whose prompts, padded on the right, are about to be run.
+    def zeros(self, rows: int, positions: int) -> Tensor:
+        """Room for rows, all zero."""
+        size = (self.layers, rows, positions, 2, self.heads, self.head_size)
+        return torch.zeros(size, device=self.device, dtype=self.dtype)
 
-        Returns:
-            The attention mask (rows, 1, q, q) and position ids (rows, q) of that forward.
-        """
-        width, joining = max(lengths), len(lengths)
-        if len(self.lengths) + joining > self.max_rows:
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one forward writes to a cache, and what its queries look at.
+
+    Attributes:
+        positions: Of the new tokens in their texts, shape (n,).
+        at: Where each layer's new keys and values go, shape (n,).
+        slots: Per layer, shape (places, 2 * heads * head size).
+        keys: Per layer, shape (rows, heads, seen, head size); the values likewise.
+        mask: 0 or minus infinity, added to the scores; None is plainly causal.
+        one_each: Each token is a row of its own; else all are of one row.
+    """
+
+    positions: Tensor
+    at: Tensor
+    slots: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor | None
+    one_each: bool
+
+
+class PromptCache:
+    """Keys and values of one prompt.
+
+    Attributes:
+        kv: Shape (layers, 1, positions, 2, heads, head size).
+        filled: Positions that are run.
+    """
+
+    def __init__(self, shape: Shape, positions: int) -> None:
+        self.kv = shape.zeros(1, positions)
+        self.filled = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory it takes."""
+        return self.kv.nbytes
+
+    def extend(self, count: int) -> View:
+        """Run the next ``count`` positions."""
+        start, self.filled = self.filled, self.filled + count
+        at = torch.arange(start, self.filled, device=self.kv.device)
+        mask = None
+        if start:
+            seen = torch.arange(self.filled, device=self.kv.device)
+            mask = _mask(seen[None, :] <= at[:, None], self.kv.dtype)
+        return _view(self.kv, at, at, mask, rows=1, seen=self.filled, one_each=False)
+
+
+class SlotCache:
+    """Keys and values of a batch whose rows come and go.
+
+    Attributes:
+        lengths: Positions filled, per running row.
+    """
+
+    def __init__(self, shape: Shape, *, max_rows: int, max_positions: int) -> None:
+        self._shape = shape
+        self._max_rows = max_rows
+        self._max_positions = max_positions
+        self._kv = shape.zeros(max_rows, min(_FIRST_POSITIONS, max_positions))
+        self.lengths: list[int] = []
+
+    def join(self, prompt: PromptCache) -> None:
+        """Add a row that starts with a prompt."""
+        if len(self.lengths) == self._max_rows:
             raise RuntimeError("more rows than the cache has")
-        self._grow(width)
-        self._joining = joining
-        self.lengths += lengths
-        mask = torch.ones(width, width, dtype=torch.bool, device=self.device).tril()
-        ids = torch.arange(width, device=self.device)
-        return mask.expand(joining, 1, width, width), ids.expand(joining, width)
+        self._grow(prompt.filled)
+        self._kv[:, len(self.lengths), : prompt.filled] = prompt.kv[:, 0, : prompt.filled]
+        self.lengths.append(prompt.filled)
 
-    def begin_decode(self) -> tuple[Tensor, Tensor]:
-        """Make room for one more position in every row.
-
-        Returns:
-            The attention mask (rows, 1, 1, positions) and position ids (rows, 1).
-        """
-        self._joining = 0
-        self._at = torch.tensor(self.lengths, device=self.device)
+    def extend(self) -> View:
+        """Run one more position in every row."""
+        positions = torch.tensor(self.lengths, device=self._kv.device)
         self.lengths = [length + 1 for length in self.lengths]
-        self._width = max(self.lengths)
-        self._grow(self._width)
-        seen = torch.arange(self._width, device=self.device)
-        mask = seen[None, :] <= self._at[:, None]
-        return mask[:, None, None, :], self._at[:, None]
+        rows, seen = len(self.lengths), max(self.lengths)
+        self._grow(seen)
+        first = torch.arange(rows, device=self._kv.device) * self._kv.shape[2]
+        visible = torch.arange(seen, device=self._kv.device)[None, :] <= positions[:, None]
+        mask = _mask(visible, self._kv.dtype)[:, None, None, :]
+        at = first + positions
+        return _view(self._kv, positions, at, mask, rows=rows, seen=seen, one_each=True)
 
     def remove(self, row: int) -> None:
-        """Take a row out; the last row takes its index."""
-        last = len(self.lengths) - 1
+        """Take a row out; the last row takes its index, and nothing of it is left behind."""
+        last, gone = len(self.lengths) - 1, self.lengths[row]
+        self._kv[:, row, :gone] = 0
         length = self.lengths.pop()
         if row != last:
             self.lengths[row] = length
-            for layer in self.layers:
-                layer.move(last, row, length)
+            self._kv[:, row, :length] = self._kv[:, last, :length]
+            self._kv[:, last, :length] = 0
 
     def _grow(self, positions: int) -> None:
-        if positions > self.max_positions:
+        if positions > self._max_positions:
             raise RuntimeError("a row is longer than the context")
-        if positions > self.positions:
-            self.positions = min(self.max_positions, max(positions, 2 * self.positions))
-            for layer in self.layers:
-                layer.grow(self.positions)
+        old = self._kv
+        if positions > old.shape[2]:
+            more = min(self._max_positions, max(positions, 2 * old.shape[2]))
+            self._kv = self._shape.zeros(self._max_rows, more)
+            self._kv[:, :, : old.shape[2]] = old
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer of a :class:`SlotCache`; transformers' attention calls ``update``."""
+def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return hidden.masked_fill_(~visible, float("-inf"))
 
-    def __init__(self, cache: SlotCache) -> None:
-        super().__init__()
-        self._cache = cache
-        self.keys: Tensor
-        self.values: Tensor
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate, now that head count and sizes are known."""
-        rows, positions = self._cache.max_rows, self._cache.positions
-        for name, states in (("keys", key_states), ("values", value_states)):
-            # Zeros, not empty: a masked position weighs nothing, but 0 x NaN would be NaN.
-            shape = (rows, states.shape[1], positions, states.shape[3])
-            setattr(self, name, states.new_zeros(shape))
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values; return those that the queries may look at."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        cache, n = self._cache, key_states.shape[0]
-        if cache._joining:
-            first = len(cache.lengths) - cache._joining
-            width = key_states.shape[2]
-            self.keys[first : first + n, :, :width] = key_states
-            self.values[first : first + n, :, :width] = value_states
-            return key_states, value_states
-        rows = cache._rows[:n]
-        self.keys[rows, :, cache._at] = key_states[:, :, 0]
-        self.values[rows, :, cache._at] = value_states[:, :, 0]
-        return self.keys[:n, :, : cache._width], self.values[:n, :, : cache._width]
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy a row's first positions to another row."""
-        self.keys[target, :, :length] = self.keys[source, :, :length]
-        self.values[target, :, :length] = self.values[source, :, :length]
-
-    def grow(self, positions: int) -> None:
-        """Make room for more positions."""
-        if self.is_initialized:
-            for name in ("keys", "values"):
-                old: Tensor = getattr(self, name)
-                new = old.new_zeros(old.shape[0], old.shape[1], positions, old.shape[3])
-                new[:, :, : old.shape[2]] = old
-                setattr(self, name, new)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys (unused: the engine gives its own masks)."""
-        return max(self._cache.lengths, default=query_length), 0
-
-    def get_seq_length(self) -> int:
-        """Positions filled in the longest row."""
-        return max(self._cache.lengths, default=0)
-
-    def get_max_length(self) -> int:
-        """Most positions a row can have."""
-        return self._cache.max_positions
+def _view(
+    kv: Tensor,
+    positions: Tensor,
+    at: Tensor,
+    mask: Tensor | None,
+    *,
+    rows: int,
+    seen: int,
+    one_each: bool,
+) -> View:
+    shown = kv[:, :rows, :seen].transpose(3, 4).transpose(2, 3)  # (layers, rows, heads, seen, 2, d)
+    return View(
+        positions,
+        at,
+        kv.flatten(1, 2).flatten(2).unbind(0),
+        shown[..., 0, :].unbind(0),
+        shown[..., 1, :].unbind(0),
+        mask,
+        one_each,
+    )

@@ -9,6 +9,8 @@ from typing import Any, Final, Self
 from handbill.errors import InputError
 
 PREFIX: Final = "HANDBILL_SERVING_"
+# Architectures of base models that the engine computes.
+MODELS: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
@@ -30,6 +32,10 @@ class ServingConfig:
         slots: Adapters held in memory beside the base model.
         max_rank: Largest LoRA rank that is taken.
         context_tokens: Longest prompt and answer together.
+        prefill_tokens: Tokens of prompts run in one turn, beside the running rows: how long a
+            newcomer's text may hold up the others.
+        prefix_cache_bytes: Memory for the beginnings of prompts, each tenant's for itself; 0 is
+            off.
         max_prompt_tokens: Longest prompt of ``/v1/copy``; the same as in training.
         max_tokens: Longest answer a request may ask for.
         max_choices: Most answers one request may ask for.
@@ -56,6 +62,8 @@ class ServingConfig:
     slots: int = 16
     max_rank: int = 64
     context_tokens: int = 1024
+    prefill_tokens: int = 256
+    prefix_cache_bytes: int = 128 * 2**20
     max_prompt_tokens: int = 96
     max_tokens: int = 256
     max_choices: int = 8
@@ -72,6 +80,7 @@ class ServingConfig:
             "max_batch",
             "slots",
             "max_rank",
+            "prefill_tokens",
             "max_prompt_tokens",
             "max_tokens",
             "max_choices",
@@ -96,6 +105,8 @@ class ServingConfig:
             raise InputError(f"device={self.device!r} is not cpu or cuda")
         if not 0 <= self.port <= 65535:
             raise InputError(f"port={self.port} not in [0, 65535]")
+        if self.prefix_cache_bytes < 0:
+            raise InputError(f"prefix_cache_bytes={self.prefix_cache_bytes} must be at least 0")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:
             raise InputError("poll_s and requests_per_minute must be positive")
 

@@ -1,8 +1,9 @@
 """Continuous batching on PyTorch: rows join and leave a running batch at any token.
 
 One thread owns the model and everything on its device. A turn is: admit waiting sequences
-(their adapters read in a helper thread), run their prompts, bind the rows' adapters, one
-decode step for all rows, deliver. Event loops only ever exchange small values with it.
+(their adapters read in a helper thread), one forward pass over the next token of every running
+row and the next piece of the prompts of those that join, deliver. Event loops only ever
+exchange small values with it.
 """
 
 import asyncio
@@ -14,23 +15,24 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
-from handbill.errors import HandbillError
+from handbill.errors import HandbillError, InputError
 from handbill.generator.adapters import Adapter
 from handbill.generator.prompts import turn_end_id
-from handbill.serving.bank import AdapterBank
+from handbill.serving.bank import BASE, AdapterBank
 from handbill.serving.cache import SlotCache
 from handbill.serving.errors import ContextLengthError, UnavailableError
+from handbill.serving.llama import Llama, Span
+from handbill.serving.prefill import Key, Prefill, Prompt
+from handbill.serving.prefixes import PrefixCache
 from handbill.serving.sampling import Chooser, choose_all
 from handbill.serving.sequences import Delta, EngineStats, FinishReason, Sequence
+from handbill.serving.stacked import Changes, Held
 from handbill.serving.text import TextStream
 from handbill.serving.waiting import FairQueue
 
 log = logging.getLogger(__name__)
 
-# Prompts run at most this many at once, so that running rows never wait long for newcomers.
-_PREFILLS_PER_TURN: Final = 4
 # Adapters being read or read but not yet in a slot: bounds what waits in host memory.
 _LOADS_AT_ONCE: Final = 4
 
@@ -44,7 +46,7 @@ class _Row:
     text: TextStream
     loop: asyncio.AbstractEventLoop
     out: asyncio.Queue[Delta | HandbillError] = field(default_factory=asyncio.Queue)
-    slot: int = 0
+    held: Held = BASE
     last: int = 0
     written: int = 0
     done: bool = False
@@ -60,17 +62,24 @@ class _Row:
 
 
 class TorchEngine:
-    """An :class:`~handbill.serving.sequences.Engine` on any Llama-like Hugging Face model.
+    """An :class:`~handbill.serving.sequences.Engine` on a Llama-like Hugging Face model.
 
     Args:
-        model: In evaluation mode, on its device; the engine owns it from here on.
+        model: One of :data:`handbill.serving.config.MODELS`, in evaluation mode, on its device.
+            The engine takes its weights: it is empty afterwards.
         tokenizer: The model's.
         load: Reads and verifies an adapter by digest; runs in a helper thread.
         max_batch: Rows decoded together.
         slots: Adapters in memory.
         max_rank: Largest rank taken.
         context_tokens: Longest prompt and answer together.
+        prefill_tokens: Tokens of prompts run in one turn, beside the running rows.
+        prefix_cache_bytes: Memory for beginnings of prompts that may come again; 0 is off.
         queue_limit: Sequences that may wait.
+
+    Raises:
+        InputError: A model the engine does not compute exactly, or a tokenizer that is not its
+            own.
     """
 
     def __init__(
@@ -83,24 +92,30 @@ class TorchEngine:
         slots: int = 16,
         max_rank: int = 64,
         context_tokens: int = 1024,
+        prefill_tokens: int = 256,
+        prefix_cache_bytes: int = 0,
         queue_limit: int = 128,
     ) -> None:
-        self._model = model
         self._tokenizer = tokenizer
         self._load = load
         self._max_batch = max_batch
-        self._device = next(model.parameters()).device
         limit = int(getattr(model.config, "max_position_embeddings", context_tokens))
         self._context = min(context_tokens, limit)
+        if len(tokenizer) > model.config.vocab_size:
+            raise InputError(
+                f"base model: its tokenizer has {len(tokenizer)} tokens, its vocabulary "
+                f"{model.config.vocab_size}; a token it does not know would stop the engine"
+            )
         self._ends = _end_ids(model, tokenizer)
-        self._bank = AdapterBank(model, slots=slots, max_rank=max_rank)
+        self._model = Llama(model, positions=self._context)
+        self._bank = AdapterBank(self._model.stacks, slots=slots, max_rank=max_rank)
         self._cache = SlotCache(
-            layers=model.config.num_hidden_layers,
-            max_rows=max_batch,
-            max_positions=self._context,
-            device=str(self._device),
+            self._model.cache_shape, max_rows=max_batch, max_positions=self._context
         )
-        self._rows: list[_Row] = []
+        self._prefill: Prefill[_Row] = Prefill(prefill_tokens)
+        self._prefixes = PrefixCache(self._model.cache_shape, limit_bytes=prefix_cache_bytes)
+        self._rows: list[_Row] = []  # running, in the order of the cache's rows
+        self._changes: Changes | None = None  # of the running rows, until they change
         self._tokens = 0
         self._loading: dict[str, Future[Adapter]] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
@@ -123,7 +138,7 @@ class TorchEngine:
             )
         row = _Row(
             sequence,
-            Chooser(sequence.sampling, sequence.prompt),
+            Chooser(sequence.sampling, sequence.prompt, self._ends),
             TextStream(self._tokenizer, sequence.sampling.stop),
             asyncio.get_running_loop(),
         )
@@ -152,11 +167,13 @@ class TorchEngine:
             self._raise_if_down()
             waiting = len(self._queue)
         return EngineStats(
-            running=len(self._rows),
+            running=len(self._rows) + len(self._prefill),
             waiting=waiting,
             adapters=len(self._bank),
             adapter_loads=self._bank.loads,
             tokens=self._tokens,
+            prefix_hits=self._prefixes.hits,
+            prefix_misses=self._prefixes.misses,
         )
 
     def close(self) -> None:
@@ -187,37 +204,29 @@ class TorchEngine:
             self._failed = True
         with self._changed:
             self._closing = True
-            for row in [*self._rows, *self._queue]:
+            for row in [*self._rows, *self._prefill, *self._queue]:
                 row.deliver(UnavailableError("The engine stopped."))
 
     def _turn(self) -> None:
         with self._changed:
             self._poked = False
-        changed = self._drop_done()
-        joining = self._admit()
-        if joining:
-            self._prefill(joining)
-            self._drop_done()
-        if not self._rows:
+        self._drop_done()
+        self._admit()
+        if self._rows or len(self._prefill):
+            self._step()
+        else:
             with self._changed:
                 self._changed.wait_for(lambda: self._poked)
-            return
-        if joining or changed:
-            self._bank.bind(tuple(row.slot for row in self._rows))
-        self._decode()
 
-    def _admit(self) -> list[_Row]:
-        joining: list[_Row] = []
-        room = min(_PREFILLS_PER_TURN, self._max_batch - len(self._rows))
-        while len(joining) < room:
+    def _admit(self) -> None:
+        while len(self._rows) + len(self._prefill) < self._max_batch:
             with self._changed:
                 row = self._queue.pop(self._is_ready)
             if row is None:
                 break
             if self._take_adapter(row):
-                joining.append(row)
+                self._start_prompt(row)
         self._forget_unwanted_loads()
-        return joining
 
     def _is_ready(self, row: _Row) -> bool:
         digest = row.sequence.adapter
@@ -245,7 +254,7 @@ class TorchEngine:
                 log.error("adapter_refused", extra={"adapter": digest, "reason": reason})  # noqa: TRY400
                 row.deliver(UnavailableError("This model cannot be served now."))
                 return False
-        row.slot = self._bank.acquire(digest)
+        row.held = self._bank.acquire(digest)
         return True
 
     def _forget_unwanted_loads(self) -> None:
@@ -256,42 +265,46 @@ class TorchEngine:
                 if self._loading[digest].done():
                     del self._loading[digest]
 
-    def _prefill(self, joining: list[_Row]) -> None:
-        prompts = [row.sequence.prompt for row in joining]
-        lengths = [len(prompt) for prompt in prompts]
-        self._bank.bind(tuple(row.slot for row in joining))
-        mask, positions = self._cache.begin_prefill(lengths)
-        width = positions.shape[1]
-        ids = torch.tensor([[*p, *(0,) * (width - len(p))] for p in prompts], device=self._device)
-        ends = sorted({length - 1 for length in lengths})
-        logits = self._forward(ids, mask, positions, keep=torch.tensor(ends, device=self._device))
-        last = logits[torch.arange(len(joining)), [ends.index(length - 1) for length in lengths]]
-        self._rows += joining
-        self._deliver(joining, last)
+    def _start_prompt(self, row: _Row) -> None:
+        key = Key.of(row.sequence)
+        prompt = self._prefill.get(key)
+        if prompt is None:
+            cache = self._prefixes.start(key)
+            prompt = Prompt(key=key, cache=cache, changes=self._bank.changes(row.held))
+            self._prefill.add(prompt)
+        prompt.rows.append(row)
 
-    def _decode(self) -> None:
-        mask, positions = self._cache.begin_decode()
-        ids = torch.tensor([[row.last] for row in self._rows], device=self._device)
-        self._deliver(self._rows, self._forward(ids, mask, positions, keep=1)[:, -1])
-
-    def _forward(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, *, keep: Tensor | int
-    ) -> Tensor:
-        logits: Tensor = self._model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
-        return logits
-
-    def _deliver(self, rows: list[_Row], logits_BV: Tensor) -> None:
-        tokens = choose_all([row.chooser for row in rows], logits_BV)
-        for row, token in zip(rows, tokens, strict=True):
+    def _step(self) -> None:
+        """One forward pass, and a token for every row that is due one."""
+        ids = [row.last for row in self._rows]
+        choosing, spans, done = list(range(len(ids))), [], []
+        if self._rows:
+            if self._changes is None:
+                self._changes = self._bank.gather([row.held for row in self._rows])
+            spans.append(Span(self._cache.extend(), self._changes))
+        for prompt, count in self._prefill.shares():
+            ids += prompt.left[:count]
+            spans.append(Span(prompt.cache.extend(count), prompt.changes))
+            if not prompt.left:
+                choosing.append(len(ids) - 1)
+                done.append(prompt)
+        logits = self._model.forward(self._tensor(ids), spans, choosing)
+        at = list(range(len(self._rows)))
+        for index, prompt in enumerate(done, start=len(at)):
+            self._prefill.remove(prompt)
+            self._prefixes.keep(prompt.key, prompt.cache)
+            for row in prompt.rows:
+                self._cache.join(prompt.cache)
+                self._rows.append(row)
+                self._changes = None
+                at.append(index)
+        tokens = choose_all([row.chooser for row in self._rows], logits[self._tensor(at)])
+        for row, token in zip(self._rows, tokens, strict=True):
             row.deliver(self._next_delta(row, token))
-        self._tokens += len(rows)
+        self._tokens += len(tokens)
+
+    def _tensor(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._model.cache_shape.device)
 
     def _next_delta(self, row: _Row, token: int) -> Delta:
         if token in self._ends:
@@ -307,8 +320,11 @@ class TorchEngine:
             reason = "stop"
         return Delta(text=text, n_tokens=1, finish_reason=reason)
 
-    def _drop_done(self) -> bool:
+    def _drop_done(self) -> None:
         """Take finished and abandoned rows out of the batch."""
+        for row in [row for row in self._prefill if row.left]:
+            self._prefill.drop(row)
+            self._bank.release(row.sequence.adapter)
         gone = [i for i, row in enumerate(self._rows) if row.done or row.left]
         for index in reversed(gone):
             self._bank.release(self._rows[index].sequence.adapter)
@@ -316,7 +332,7 @@ class TorchEngine:
             last = self._rows.pop()
             if index < len(self._rows):
                 self._rows[index] = last
-        return bool(gone)
+            self._changes = None
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

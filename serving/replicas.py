@@ -59,6 +59,8 @@ class EngineReplica:
             slots=config.slots,
             max_rank=config.max_rank,
             context_tokens=config.context_tokens,
+            prefill_tokens=config.prefill_tokens,
+            prefix_cache_bytes=config.prefix_cache_bytes,
             queue_limit=config.queue_limit,
         )
 

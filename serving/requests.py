@@ -18,9 +18,6 @@ Field200 = Annotated[str, Field(max_length=200)]
 _IGNORED: Final = {"user", "metadata", "store", "service_tier", "safety_identifier"}
 # Not supported, unless they ask for nothing.
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "logit_bias": (None, {}),
     "logprobs": (None, False),
     "top_logprobs": (None,),
     "tools": (None, []),
@@ -53,9 +50,15 @@ class Generation(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: str | list[str] | None = None
     repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[Annotated[int, Field(ge=0)], float] | None = None
+    no_repeat_ngram_size: int | None = None
+    min_tokens: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -81,11 +84,16 @@ class Generation(BaseModel):
             raise BadRequestError(f"n={n}: at most {config.max_choices}", param="n")
         return n
 
-    def sampling(self, config: ServingConfig) -> Sampling:
+    def sampling(self, config: ServingConfig, *, vocabulary: int) -> Sampling:
         """The engine's settings.
 
+        Args:
+            config: The service's limits.
+            vocabulary: How many tokens there are.
+
         Raises:
-            BadRequestError: ``max_tokens`` is over the service's limit.
+            BadRequestError: ``max_tokens`` is over the service's limit, or ``logit_bias`` names
+                no token.
             InputError: Another value is out of range.
         """
         wanted = self.wanted_tokens()
@@ -93,13 +101,24 @@ class Generation(BaseModel):
             raise BadRequestError(
                 f"max_tokens={wanted}: at most {config.max_tokens}", param="max_tokens"
             )
+        unknown = [token for token in self.logit_bias or () if token >= vocabulary]
+        if unknown:
+            raise BadRequestError(
+                f"logit_bias: token {unknown[0]}: there are {vocabulary}", param="logit_bias"
+            )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Sampling(
             max_tokens=wanted or min(64, config.max_tokens),
             temperature=_or(self.temperature, self.DEFAULT_TEMPERATURE),
             top_p=_or(self.top_p, self.DEFAULT_TOP_P),
             seed=secrets.randbits(64) if self.seed is None else self.seed % 2**64,
+            top_k=max(self.top_k or 0, 0),  # -1 is off too, as in vLLM
             repetition_penalty=_or(self.repetition_penalty, self.DEFAULT_PENALTY),
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logit_bias=tuple((self.logit_bias or {}).items()),
+            no_repeat_ngram_size=self.no_repeat_ngram_size or 0,
+            min_tokens=self.min_tokens or 0,
             stop=stop,
         )
 

@@ -8,6 +8,15 @@ from handbill.errors import InputError
 
 FinishReason = Literal["stop", "length", "content_filter"]
 MAX_STOPS: Final = 4
+MAX_BIASES: Final = 1024
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "temperature": (0.0, 2.0),
+    "top_k": (0, 2**31),
+    "repetition_penalty": (0.5, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "no_repeat_ngram_size": (0, 64),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,31 +25,47 @@ class Sampling:
 
     Attributes:
         temperature: 0 takes the likeliest token.
+        top_k: Draw only from so many likeliest tokens; 0 is off.
         top_p: Draw only from the likeliest tokens that together reach this probability.
         seed: The same seed gives the same answer, whoever shares the batch.
-        repetition_penalty: Divides the logits of tokens already seen (Keskar et al. 2019,
-            arXiv:1909.05858, section 4.1); 1 is off.
+        repetition_penalty: Divides the logits of tokens already seen, also in the prompt (Keskar
+            et al. 2019, arXiv:1909.05858, section 4.1); 1 is off.
+        frequency_penalty: Taken from a token's logit for every time the answer has it.
+        presence_penalty: Taken from a token's logit once the answer has it.
+        logit_bias: Added to the logits of tokens, as pairs of id and bias.
+        no_repeat_ngram_size: No run of so many tokens comes twice, the prompt included; 0 is off.
+        min_tokens: The model may not end the answer before so many tokens; a stop string may.
         stop: The answer ends before the first of these strings.
     """
 
     max_tokens: int = 64
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    no_repeat_ngram_size: int = 0
+    min_tokens: int = 0
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise InputError(f"max_tokens={self.max_tokens} must be at least 1")
-        if not 0.0 <= self.temperature <= 2.0:
-            raise InputError(f"temperature={self.temperature} not in [0, 2]")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p={self.top_p} not in (0, 1]")
-        if not 0.5 <= self.repetition_penalty <= 2.0:
-            raise InputError(f"repetition_penalty={self.repetition_penalty} not in [0.5, 2]")
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed={self.seed} not in [0, 2**64)")
+        for name, (low, high) in (*_RANGES.items(), ("min_tokens", (0, self.max_tokens))):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name}={getattr(self, name)} not in [{low}, {high}]")
+        if len(self.logit_bias) > MAX_BIASES:
+            raise InputError(f"logit_bias: {len(self.logit_bias)} tokens, at most {MAX_BIASES}")
+        for token, bias in self.logit_bias:
+            if token < 0 or not -100.0 <= bias <= 100.0:
+                raise InputError(f"logit_bias: {token}={bias} is not a token and a bias in ±100")
         if len(self.stop) > MAX_STOPS or any(not 0 < len(s) <= 64 for s in self.stop):
             raise InputError(f"stop: at most {MAX_STOPS} strings of 1 to 64 characters")
 
@@ -86,13 +111,21 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """What an engine is doing now, in counts."""
+    """What an engine is doing now, in counts.
+
+    Attributes:
+        prefix_hits: Prompts of which a beginning had been run before.
+        prefix_misses: Prompts of which none had. Both are for the operator: what a tenant
+            repeats is not for others to see.
+    """
 
     running: int
     waiting: int
     adapters: int
     adapter_loads: int
     tokens: int
+    prefix_hits: int
+    prefix_misses: int
 
 
 class Engine(Protocol):

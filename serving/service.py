@@ -10,6 +10,7 @@ measured with Ray 2.55.1:
 """
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 from handbill.errors import InputError
 from handbill.generator.base_models import BaseModel, resolve_base
-from handbill.serving.config import ServingConfig
+from handbill.serving.config import MODELS, ServingConfig
 from handbill.serving.replicas import APP, ENGINE, EngineReplica, gateway_app
 from handbill.serving.tenants import open_tenants
 from handbill.serving.watchdog import end_ray, ray_home, start_watchdog
@@ -53,11 +54,13 @@ def start_service(config: ServingConfig) -> str:
         Its base URL, such as ``http://127.0.0.1:8000``.
 
     Raises:
-        InputError: The base model is not there, the port is taken, or a service runs already.
+        InputError: The base model is not there or not of a kind that is served, the port is
+            taken, or a service runs already.
     """
     if _running:
         raise InputError("a service is running in this process already")
     base = resolve_base(config.base)
+    _check_kind(base)
     config = replace(
         config,
         registry=config.registry.resolve(),
@@ -98,6 +101,13 @@ def stop_service() -> None:
         end_ray(folder, grace_s=_STOP_S if started else 0.0)
         watchdog.communicate()
     log.info("service_stopped")
+
+
+def _check_kind(base: BaseModel) -> None:
+    """Refuse here what the engine would refuse, with a trace, in a replica's log."""
+    kinds = json.loads((base.path / "config.json").read_text()).get("architectures") or ["?"]
+    if kinds[0] not in MODELS:
+        raise InputError(f"base model {base.name} is a {kinds[0]}: served are {', '.join(MODELS)}")
 
 
 def _start_ray(config: ServingConfig, folder: Path) -> None:

@@ -40,6 +40,12 @@ from handbill.serving.repository import Repository
 from handbill.serving.sequences import Delta, Sampling, Sequence
 from handbill.serving.tenants import open_tenants
 
+TARGETS = (
+    ("q_proj", "v_proj", "down_proj"),
+    ALL_LINEAR,
+    ("q_proj", "v_proj"),
+    ("k_proj", "o_proj", "up_proj"),
+)
 BODIES = {
     "/v1/chat/completions": {
         "messages": [{"role": "user", "content": "Hello"}],
@@ -76,7 +82,7 @@ class Adapters:
                 rank=(2, 4, 8)[number % 3],
                 alpha=16.0,
                 layers=((0, 1, 2), (2,), (1, 2))[number % 3],
-                target_modules=ALL_LINEAR if number % 2 else ("q_proj", "v_proj", "down_proj"),
+                target_modules=TARGETS[number % 4],
                 seed=number,
             )
             draws = np.random.default_rng(number)

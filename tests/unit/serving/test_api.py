@@ -84,6 +84,12 @@ def test_every_tenant_is_served_its_own_and_whoever_has_none_the_global(service)
         ("/v1/chat/completions", CHAT | {"messages": [{"role": "boss", "content": "x"}]}, None),
         ("/v1/chat/completions", CHAT | {"tools": [{"type": "function"}]}, "tools"),
         ("/v1/chat/completions", CHAT | {"temperature": 3}, "temperature"),
+        ("/v1/chat/completions", CHAT | {"frequency_penalty": 3}, "frequency_penalty"),
+        ("/v1/chat/completions", CHAT | {"logit_bias": {"9999999": 1}}, "logit_bias"),
+        ("/v1/chat/completions", CHAT | {"logit_bias": {"1": 101}}, "logit_bias"),
+        ("/v1/chat/completions", CHAT | {"logit_bias": {"lamp": 1}}, None),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 5, "min_tokens": 6}, "min_tokens"),
+        ("/v1/copy", {"title": "Lamp", "no_repeat_ngram_size": -2}, "no_repeat_ngram_size"),
         ("/v1/chat/completions", CHAT | {"n": 9}, "n"),
         ("/v1/chat/completions", CHAT | {"max_tokens": 701}, "max_tokens"),
         ("/v1/chat/completions", CHAT | {"stop": ["a", "b", "c", "d", "e"]}, "stop"),
@@ -104,6 +110,27 @@ def test_what_cannot_be_is_a_400_that_names_the_field(service, path, body, param
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
     assert param is None or error["param"] == param
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_how_to_choose_reaches_the_engine_by_every_endpoint(service, path):
+    how = {
+        "top_k": 7,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "logit_bias": {"40": 3, "41": -100},
+        "no_repeat_ngram_size": 3,
+        "min_tokens": 2,
+    }
+    assert service.post(path, service.bodies[path] | how).status_code == 200
+    asked = service.engine.asked[-1].sampling
+    wanted = how | {"logit_bias": ((40, 3.0), (41, -100.0))}
+    assert {name: getattr(asked, name) for name in how} == wanted
+
+
+def test_minus_one_is_no_top_k(service):
+    assert service.post("/v1/copy", service.bodies["/v1/copy"] | {"top_k": -1}).status_code == 200
+    assert service.engine.asked[-1].sampling.top_k == 0
 
 
 def test_what_clients_send_that_changes_nothing_is_taken(service):

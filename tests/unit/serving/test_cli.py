@@ -6,6 +6,7 @@ import typer
 from typer.testing import CliRunner
 
 from handbill.errors import InputError, MissingError
+from handbill.generator.base_models import make_tiny_base
 from handbill.serving.cli import copy, serve, tenants_app
 from handbill.serving.keys import ApiKey
 
@@ -64,3 +65,11 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path, base):
         port = str(taken.getsockname()[1])
         with pytest.raises(InputError, match=f"port {port}"):
             command(serve, "--home", str(tmp_path), "--base", str(base.path), "--port", port)
+
+
+def test_a_base_model_that_is_not_served_is_told_before_anything_starts(tmp_path):
+    folder = make_tiny_base(tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
+    with pytest.raises(InputError, match="base is a GPT2LMHeadModel: served are Llama"):
+        command(serve, "--home", str(tmp_path), "--base", str(folder), "--port", "0")

@@ -1,12 +1,17 @@
 import asyncio
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from handbill.errors import ArtifactError
+from handbill.errors import ArtifactError, InputError
 from handbill.generator.base_models import load_base
+from handbill.serving.cache import PromptCache
+from handbill.serving.engine import TorchEngine
 from handbill.serving.errors import BusyError, ContextLengthError, UnavailableError
+from handbill.serving.sequences import Sampling, Sequence
 
 
 def test_every_adapter_of_a_mixed_batch_writes_what_peft_writes(
@@ -55,11 +60,79 @@ def test_a_mixed_batch_writes_what_each_row_writes_alone(make_engine, sequence, 
     assert together == alone
 
 
+FEATURES = (
+    {"top_k": 5, "temperature": 1.0},
+    {"frequency_penalty": 1.5},
+    {"presence_penalty": -1.0, "temperature": 0.8},
+    {"logit_bias": ((40, 8.0), (41, -100.0))},
+    {"no_repeat_ngram_size": 2, "temperature": 1.0},
+    {"min_tokens": 10},
+    {},
+)
+
+
+def test_no_setting_of_a_row_reaches_its_neighbours(make_engine, sequence, write):
+    """Each with all others beside it, in both orders, writes what it writes alone."""
+    wanted = [sequence(i, adapter="1", **how) for i, how in enumerate(FEATURES)]
+    alone = write(make_engine(), wanted, together=False)
+    assert write(make_engine(), wanted, together=True) == alone
+    assert write(make_engine(), wanted[::-1], together=True) == alone[::-1]
+    plain = [sequence(i, adapter="1") for i in range(len(FEATURES))]
+    without = write(make_engine(), plain, together=False)
+    assert [a == b for a, b in zip(alone, without, strict=True)] == [False] * 5 + [True] * 2
+
+
 def test_one_adapter_for_all_rows_writes_what_each_row_writes_alone(make_engine, sequence, write):
     wanted = [sequence(i, adapter="1") for i in range(6)]
     assert write(make_engine(), wanted, together=True) == write(
         make_engine(), wanted, together=False
     )
+
+
+def test_prompts_run_in_pieces_write_what_whole_prompts_write(make_engine, sequence, write):
+    wanted = [sequence(i, adapter=str(i % 3)) for i in range(10)]
+    pieces = write(make_engine(prefill_tokens=4), wanted, together=True)
+    assert pieces == write(make_engine(prefill_tokens=500), wanted, together=False)
+
+
+def test_a_long_prompt_does_not_hold_up_running_rows_nor_short_prompts(make_engine, sequence):
+    """The long prompt takes 100 turns; meanwhile others begin, write and end."""
+
+    async def main():
+        engine = make_engine(prefill_tokens=8, context_tokens=1000)
+        running = engine.submit(sequence(0, max_tokens=60))
+        await anext(running)
+        asked = Sequence(tenant="long", prompt=tuple(range(3, 203)) * 4, sampling=Sampling())
+        long = asyncio.create_task(anext(engine.submit(asked)))
+        await anext(running)
+        others = [[delta async for delta in s] for s in (running, engine.submit(sequence(1)))]
+        ended_first = not long.done()
+        await long
+        return ended_first, [len(deltas) for deltas in others]
+
+    ended_first, written = asyncio.run(main())
+    assert ended_first
+    assert written == [58, sequence(1).sampling.max_tokens]
+
+
+def test_answers_to_one_prompt_run_it_once(make_engine, sequence, write, monkeypatch):
+    counts = []
+    extend = PromptCache.extend
+    monkeypatch.setattr(PromptCache, "extend", lambda self, n: counts.append(n) or extend(self, n))
+    wanted = [sequence(4, seed=seed, temperature=1.0, adapter="1") for seed in range(4)]
+    together = write(make_engine(prefill_tokens=5), wanted, together=True)
+    assert sum(counts) == len(wanted[0].prompt)
+    assert together == write(make_engine(), wanted, together=False)
+    assert len(set(together)) == 4
+
+
+def test_the_same_prompt_of_another_tenant_is_run_anew(make_engine, sequence, write, monkeypatch):
+    counts = []
+    extend = PromptCache.extend
+    monkeypatch.setattr(PromptCache, "extend", lambda self, n: counts.append(n) or extend(self, n))
+    wanted = [sequence(4, tenant=tenant) for tenant in ("acme", "bolt")]
+    assert len(set(write(make_engine(), wanted, together=True))) == 1
+    assert sum(counts) == 2 * len(wanted[0].prompt)
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_does_not(make_engine, sequence, write):
@@ -148,6 +221,13 @@ def test_a_prompt_that_does_not_fit_is_refused_before_it_waits(make_engine, sequ
         asyncio.run(main())
 
 
+def test_a_tokenizer_with_tokens_the_model_does_not_know_is_refused(base, adapters):
+    model, tokenizer = load_base(base)
+    tokenizer.add_tokens(["<unknown>"])
+    with pytest.raises(InputError, match="a token it does not know"):
+        TorchEngine(model, tokenizer, load=adapters.load)
+
+
 def test_an_adapter_that_is_refused_fails_its_own_request_only(make_engine, adapters, sequence):
     def load(name):
         if name == "bad":
@@ -166,6 +246,28 @@ def test_an_adapter_that_is_refused_fails_its_own_request_only(make_engine, adap
         return "".join([delta.text async for delta in good])
 
     assert asyncio.run(main())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_adapter_whose_numbers_run_over_harms_nobody_else(
+    make_engine, adapters, sequence, write, temperature
+):
+    """Neither the row beside it nor the rows that come to its place in the cache."""
+
+    def load(name):
+        adapter = adapters.load("1")
+        if name == "huge":
+            tensors = {key: value * np.float32(1e30) for key, value in adapter.tensors.items()}
+            adapter = replace(adapter, tensors=tensors)
+        return adapter
+
+    how = {"temperature": temperature, "top_p": 0.9}
+    wanted = [sequence(i, adapter="1", **how) for i in range(4)]
+    huge = [sequence(9 + i, adapter="huge", max_tokens=40, **how) for i in range(3)]
+    engine = make_engine(load=load, max_batch=4)
+    found = write(engine, [*huge, wanted[0]], together=True)[-1:]
+    found += write(engine, wanted[1:], together=True)
+    assert found == write(make_engine(), wanted, together=False)
 
 
 def test_an_adapter_that_is_being_read_holds_up_nobody(make_engine, adapters, sequence):

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
+from transformers import (
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from handbill.errors import InputError
 from handbill.serving.sampling import Chooser, _draw, _penalised
@@ -13,7 +19,7 @@ def test_the_nucleus_is_the_one_of_transformers(size, top_p):
     logits = torch.randn(size, generator=torch.Generator().manual_seed(1)) * 0.5
     kept = TopPLogitsWarper(top_p)(torch.zeros(1, 1, dtype=torch.long), logits[None])[0]
     allowed = set(torch.isfinite(kept).nonzero().flatten().tolist())
-    drawn = {_draw(logits, top_p, u) for u in np.linspace(0, 1, 40_001, endpoint=False)}
+    drawn = {_draw(logits, 0, top_p, u) for u in np.linspace(0, 1, 40_001, endpoint=False)}
     assert drawn <= allowed
     assert len(allowed - drawn) <= 1  # a token rarer than the grid is fine
 
@@ -21,7 +27,7 @@ def test_the_nucleus_is_the_one_of_transformers(size, top_p):
 def test_draws_follow_the_distribution():
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     grid = np.linspace(0, 1, 10_000, endpoint=False)
-    counts = np.bincount([_draw(logits, 1.0, u) for u in grid], minlength=4) / len(grid)
+    counts = np.bincount([_draw(logits, 0, 1.0, u) for u in grid], minlength=4) / len(grid)
     assert counts == pytest.approx(torch.softmax(logits, 0).numpy(), abs=2e-4)
 
 
@@ -32,8 +38,66 @@ def test_the_penalty_is_the_one_of_transformers():
     assert torch.equal(_penalised(logits, seen, 1.4), wanted)
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_the_likeliest_k_are_those_of_transformers(top_p):
+    logits = torch.randn(300, generator=torch.Generator().manual_seed(3))
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    kept = TopPLogitsWarper(top_p)(ids, TopKLogitsWarper(9)(ids, logits[None]))[0]
+    allowed = set(torch.isfinite(kept).nonzero().flatten().tolist())
+    drawn = {_draw(logits, 9, top_p, u) for u in np.linspace(0, 1, 5_001, endpoint=False)}
+    assert drawn == allowed
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_run_of_tokens_comes_twice_and_the_bans_are_those_of_transformers(size):
+    generator = torch.Generator().manual_seed(size)
+    prompt = (1, 2, 3, 1, 2)
+    chooser = Chooser(Sampling(no_repeat_ngram_size=size, max_tokens=20), prompt)
+    tokens = list(prompt)
+    for _ in range(20):
+        logits = torch.randn(24, generator=generator) + torch.tensor([3.0] * 5 + [0.0] * 19)
+        wanted = NoRepeatNGramLogitsProcessor(size)(torch.tensor([tokens]), logits[None])
+        tokens.append(chooser.choose(logits))
+        assert tokens[-1] == int(wanted.argmax())
+    runs = list(zip(*(tokens[i:] for i in range(size)), strict=False))
+    assert len(set(runs[len(prompt) :])) == len(runs[len(prompt) :])
+
+
+def test_when_every_token_is_banned_the_row_still_gets_one():
+    chooser = Chooser(Sampling(no_repeat_ngram_size=1, temperature=1.0), (0, 1, 2))
+    assert chooser.choose(torch.zeros(4)) == 3
+    assert chooser.choose(torch.zeros(4)) in range(4)
+
+
+def test_the_answer_does_not_end_before_min_tokens():
+    logits = torch.tensor([0.0, 1.0, 5.0, 4.0])
+    chooser = Chooser(Sampling(min_tokens=2), (1,), ends={2, 3})
+    processor = MinNewTokensLengthLogitsProcessor(1, 2, [2, 3])
+    tokens = [1]
+    for _ in range(4):
+        wanted = int(processor(torch.tensor([tokens]), logits[None]).argmax())
+        tokens.append(chooser.choose(logits))
+        assert tokens[-1] == wanted
+    assert tokens == [1, 1, 1, 2, 2]
+
+
+def test_frequency_counts_every_time_and_presence_once_and_the_prompt_never():
+    logits = torch.tensor([1.0, 0.9, -9.0])
+    often = Chooser(Sampling(frequency_penalty=0.3), (0, 0, 0))
+    assert [often.choose(logits) for _ in range(8)] == [0, 1, 0, 1, 0, 1, 0, 1]
+    once = Chooser(Sampling(presence_penalty=0.5), (0, 0, 0))
+    assert [once.choose(logits) for _ in range(8)] == [0, 1, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_bias_moves_its_own_token_only():
+    logits = torch.tensor([1.0, 0.9, 0.0, -5.0])
+    assert Chooser(Sampling(logit_bias=((3, 6.5),)), (1,)).choose(logits) == 3
+    assert Chooser(Sampling(logit_bias=((0, -100.0), (1, -100.0))), (1,)).choose(logits) == 2
+    assert logits.tolist() == pytest.approx([1.0, 0.9, 0.0, -5.0])
+
+
 def test_the_last_draw_of_all_still_names_a_token():
-    assert _draw(torch.zeros(7), 1.0, np.nextafter(1.0, 0.0)) == 6
+    assert _draw(torch.zeros(7), 0, 1.0, np.nextafter(1.0, 0.0)) == 6
 
 
 def test_a_row_takes_one_number_per_token_whatever_the_logits():
@@ -52,6 +116,14 @@ def test_a_row_takes_one_number_per_token_whatever_the_logits():
         {"top_p": 0.0},
         {"max_tokens": 0},
         {"repetition_penalty": 0.0},
+        {"top_k": -1},
+        {"frequency_penalty": 2.5},
+        {"presence_penalty": float("nan")},
+        {"no_repeat_ngram_size": -1},
+        {"min_tokens": 65},
+        {"logit_bias": ((-1, 0.0),)},
+        {"logit_bias": ((1, 101.0),)},
+        {"logit_bias": tuple((i, 0.0) for i in range(1025))},
         {"stop": ("",)},
         {"stop": tuple("abcde")},
     ],

@@ -1,0 +1,110 @@
+"""Prompts on their way into the batch: run in pieces, once for all answers that share them.
+
+A turn runs at most so many tokens of prompts, so that running rows never wait long for a
+newcomer's text, however long it is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, Self, TypeVar
+
+from handbill.serving.cache import PromptCache
+from handbill.serving.sequences import Sequence
+from handbill.serving.stacked import Changes
+
+R = TypeVar("R")
+
+
+class Key(NamedTuple):
+    """What two answers must share to share a prompt's keys and values.
+
+    They depend on the adapter; and no tenant may learn, by timing, what another has sent.
+    """
+
+    tenant: str
+    adapter: str
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sequence: Sequence) -> Self:
+        """The key of an answer's prompt."""
+        return cls(sequence.tenant, sequence.adapter, sequence.prompt)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Prompt(Generic[R]):
+    """One prompt being run.
+
+    Attributes:
+        key: Of the answers that may share it.
+        cache: Keys and values of what is run so far.
+        changes: What its adapter adds.
+        rows: The answers that start with it.
+    """
+
+    key: Key
+    cache: PromptCache
+    changes: Changes
+    rows: list[R] = field(default_factory=list)
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        """Tokens that are not run yet."""
+        return self.key.tokens[self.cache.filled :]
+
+
+class Prefill(Generic[R]):
+    """The prompts that are being run.
+
+    Args:
+        budget: Tokens a turn may run.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._prompts: dict[Key, Prompt[R]] = {}
+
+    def __len__(self) -> int:
+        """Answers whose prompt is not run yet. May be asked from another thread."""
+        return sum(len(prompt.rows) for prompt in list(self._prompts.values()))
+
+    def __iter__(self) -> Iterator[R]:
+        for prompt in self._prompts.values():
+            yield from prompt.rows
+
+    def get(self, key: Key) -> Prompt[R] | None:
+        """The same prompt, if it is being run."""
+        return self._prompts.get(key)
+
+    def add(self, prompt: Prompt[R]) -> None:
+        """Start one more."""
+        self._prompts[prompt.key] = prompt
+
+    def shares(self) -> list[tuple[Prompt[R], int]]:
+        """How many tokens of which prompts to run now.
+
+        Half of the budget is the oldest prompt's, so that it always gets on; the rest goes to
+        the shortest first, so that a short prompt behind a long one gets in soon.
+        """
+        if not self._prompts:
+            return []
+        oldest, *others = self._prompts.values()
+        counts = {oldest: min(len(oldest.left), -(-self._budget // 2))}
+        budget = self._budget - counts[oldest]
+        for prompt in sorted(others, key=lambda prompt: len(prompt.left)):
+            counts[prompt] = min(len(prompt.left), budget)
+            budget -= counts[prompt]
+        counts[oldest] += min(len(oldest.left) - counts[oldest], budget)
+        return [(prompt, count) for prompt, count in counts.items() if count]
+
+    def remove(self, prompt: Prompt[R]) -> None:
+        """Take out a prompt that is run."""
+        del self._prompts[prompt.key]
+
+    def drop(self, row: R) -> None:
+        """Forget an answer; its prompt too when no other starts with it."""
+        for prompt in list(self._prompts.values()):
+            if row in prompt.rows:
+                prompt.rows.remove(row)
+                if not prompt.rows:
+                    self.remove(prompt)
