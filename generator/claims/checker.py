@@ -3,7 +3,7 @@
     findings = check("全 网 第 一的收纳箱")
     blocks(findings)  # True
 
-Rules, not a model: decision 16. A finding names its place in the text as it was given.
+Rules, not a model: decision 15. A finding names its place in the text as it was given.
 """
 
 from collections.abc import Iterable, Iterator
