@@ -240,7 +240,7 @@ def test_adam_steps_too(model):
 
 
 def leftovers(model):
-    hooks = [m for m in model.model.modules() if m._forward_hooks or "forward" in vars(m)]
+    hooks = [n for n, m in model.model.named_modules() if m._forward_hooks or "forward" in vars(m)]
     marks = [p for p in model.model.parameters() if getattr(p, "grad_sample", None) is not None]
     return hooks, marks
 
@@ -249,11 +249,13 @@ def leftovers(model):
 def test_nothing_is_left_on_the_model(model, fail):
     noise = TestingNoise(0, i_know_this_is_not_private=True)
     watched = Watched(model, fail=fail)
+    before = leftovers(model)
     try:
         take_private_steps(watched, shoppers(1, 2), plan(), noise=noise)
     except InputError:
         assert fail
-    assert leftovers(model) == ([], [])
+    assert leftovers(model) == before
+    assert not before[1]
     assert all(p.grad is None for p in model.trained.values())
     # a second private training is as good as the first, and plain use is too
     assert float(moved(model, shoppers(1, 2)).norm()) > 0
