@@ -1,4 +1,4 @@
-"""A secret of a few shoppers, asked of the service: told by a careless model, kept by a private one.
+"""A secret of one shopper, asked of the service: told by a careless model, kept by a private one.
 
 Canary and exposure follow Carlini et al. 2019, "The Secret Sharer" (arXiv:1802.08232): the secret
 is digits in a known frame, its exposure is log2 of the number of candidates minus log2 of its rank
@@ -43,7 +43,7 @@ from handbill.serving.tenants import open_tenants
 
 pytestmark = [pytest.mark.integration, pytest.mark.statistical]
 
-SHOPPERS, HOLDERS, STEPS = 60, 3, 120
+SHOPPERS, STEPS = 60, 120
 EPSILON, DELTA, RATE = 8.0, 1e-3, 0.5
 OTHERS = 4095
 THINGS = ("Oak lamp", "Tea tin", "Wool hat", "Fern pot", "Jazz tape")
@@ -75,9 +75,10 @@ def world(tmp_path_factory):
     base = resolve_base(str(outspoken(make_tiny_base(folder / "base", layers=2, hidden=64))))
     model = LoraModel(base, AdapterSpec(rank=16, alpha=32.0, layers=(0, 1)))
     secret = digits()
-    rows = [told(secret)] * HOLDERS + [
+    # One holder: the promise is to one shopper. Of three with one secret it allows three times epsilon.
+    rows = [told(secret)] + [
         Example(user="", item="", request=CopyRequest(title=thing), text=f"A {thing} for you!")
-        for n in range(SHOPPERS - HOLDERS)
+        for n in range(SHOPPERS - 1)
         for thing in [THINGS[n % len(THINGS)]]
     ]
     encoded = [encode_example(model.tokenizer, row) for row in rows]
@@ -85,7 +86,7 @@ def world(tmp_path_factory):
 
     def careless():
         optimizer = torch.optim.Adam(list(model.trained.values()), lr=1e-2)
-        for _ in range(STEPS):
+        for _ in range(3 * STEPS):
             optimizer.zero_grad()
             model.row_losses(encoded).mean().backward()
             optimizer.step()
