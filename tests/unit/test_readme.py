@@ -93,6 +93,18 @@ def test_the_table_of_rounds_over_flower_is_what_was_measured():
     assert metrics["ratio_vs_flower"] <= 0.5
 
 
+def test_the_table_of_a_decode_step_is_what_was_measured():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    found = result("serving_step")
+    assert found["command"] in page
+    for row in found["table"]:
+        if row["adapters"]:
+            before, after = row["before_step_ms"], row["after_step_ms"]
+            times = f"{row['speedup']:.2f} ({row['speedup_range'][0]:.2f} to {row['speedup_range'][1]:.2f})"
+            share = f"{100 * row['after_overhead_share']:.0f}%"
+            assert f"| {row['rows']} | {before:.0f} | {after:.0f} | {times} | {share} |" in page
+
+
 def test_the_figures_of_the_check_of_copy_are_what_was_measured():
     page = (ROOT / "docs" / "safe-copy.md").read_text(encoding="utf-8")
     metrics = result("claims")["metrics"]
