@@ -67,6 +67,9 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/python benchmarks/robust.py
 	@$(BIN)/python benchmarks/faults.py
 	@$(BIN)/python benchmarks/round_overhead.py
+	@$(BIN)/python benchmarks/claims.py $(if $(DATA),--data $(dir $(abspath $(DATA))))
+	@$(BIN)/python benchmarks/serving_step.py
+	@$(BIN)/python benchmarks/serving_mixed.py
 	@$(BIN)/python benchmarks/dp_training.py
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_training.py --recipe $(DATA),true)
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_utility.py --data $(DATA),true)
