@@ -9,6 +9,7 @@ accepts another generator.
 import os
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NoReturn
 
 import numpy as np
@@ -20,6 +21,7 @@ from handbill.errors import InputError
 
 SECURE_RNG: Final = "AES-128-CTR, 128-bit key from the operating system, sum of 4 draws / 2"
 GRID_BITS: Final = 20
+_SHARED: Final = 2**16  # from so many values on, threads draw a part each
 
 
 class Noise:
@@ -49,11 +51,13 @@ class Noise:
         if not (np.isfinite(stddev) and stddev >= 0):
             raise InputError(f"stddev={stddev} must be a finite number, at least 0")
         shape = tuple(like.shape) if isinstance(like, torch.Tensor) else tuple(like)
-        generator = self._current()
-        total = generator.standard_normal(shape)
-        for _ in range(3):
-            total += generator.standard_normal(shape)
-        return torch.from_numpy(np.asarray(total * (stddev / 2), dtype=np.float64))
+        total = np.empty(shape, dtype=np.float64)
+        threads = torch.get_num_threads() if total.size >= _SHARED else 1
+        generators = self._several(threads)
+        parts = np.array_split(total.reshape(-1), len(generators))
+        with ThreadPoolExecutor(len(generators)) as pool:
+            list(pool.map(_sum_of_draws, generators, parts))
+        return torch.from_numpy(total.reshape(shape)).mul_(stddev / 2)
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Draw ``count`` values, uniform on the multiples of 2^-53 in [0, 1)."""
@@ -61,6 +65,11 @@ class Noise:
 
     def _current(self) -> np.random.Generator:
         return self._generator
+
+    def _several(self, count: int) -> list[np.random.Generator]:
+        """Generators that share nothing, at most ``count``: one where draws are to be repeated."""
+        del count
+        return [self._current()]
 
     def __reduce__(self) -> NoReturn:
         # Two copies would give the same noise twice, and the difference of two updates none.
@@ -83,6 +92,9 @@ class SecureNoise(Noise):
         if os.getpid() != self._pid:
             self._generator, self._pid = _fresh_generator(), os.getpid()
         return self._generator
+
+    def _several(self, count: int) -> list[np.random.Generator]:
+        return [self._current(), *(_fresh_generator() for _ in range(count - 1))]
 
 
 class TestingNoise(Noise):
@@ -111,6 +123,13 @@ def grid_for(clipping_norm: float) -> float:
 def round_to_grid(values: torch.Tensor, grid: float) -> torch.Tensor:
     """Round float64 ``values`` to multiples of ``grid`` (a power of two)."""
     return torch.round(values / grid) * grid
+
+
+def _sum_of_draws(generator: np.random.Generator, out: NDArray[np.float64]) -> None:
+    """Fill with sums of four draws; numpy draws without holding the interpreter's lock."""
+    generator.standard_normal(out=out)
+    for _ in range(3):
+        out += generator.standard_normal(out.shape)
 
 
 def _fresh_generator() -> np.random.Generator:

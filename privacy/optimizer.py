@@ -114,8 +114,12 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
         grid = self.grid
         for p in self.params:
             _check_processed_flag(p.summed_grad)
-            noise = self.noise.gaussian(p.summed_grad, stddev).to(p.summed_grad.device)
-            noisy = round_to_grid(p.summed_grad + noise, grid)
+        # All at once, which threads can share; a parameter's own part is too small for that.
+        sizes = [p.summed_grad.numel() for p in self.params]
+        drawn = torch.split(self.noise.gaussian((sum(sizes),), stddev), sizes)
+        for p, noise in zip(self.params, drawn, strict=True):
+            total = p.summed_grad
+            noisy = round_to_grid(total + noise.view_as(total).to(total.device), grid)
             p.grad = noisy.to(p.dtype).view_as(p)
             _mark_as_processed(p.summed_grad)
         for group in self.original_optimizer.param_groups:  # for optimisers that account for it

@@ -129,3 +129,20 @@ def test_poisson_sampling_edges():
             poisson_sample(n, rate, noise)
     with pytest.raises(InputError, match="SecureNoise"):
         poisson_sample(3, 0.5, torch.Generator())
+
+
+def test_threads_draw_parts_that_share_nothing():
+    size = 3 * 2**16
+    torch.set_num_threads(3)
+    try:
+        noise = SecureNoise()
+        both = torch.cat([noise.gaussian((size,), 2.0) for _ in range(2)])
+    finally:
+        torch.set_num_threads(1)
+    assert len(torch.unique(both)) > 2 * size - 10
+    parts = both.view(6, -1)
+    off_diagonal = torch.corrcoef(parts) - torch.eye(6, dtype=both.dtype)
+    assert float(off_diagonal.abs().max()) < 6 / 2**8  # six standard errors of 2^16 pairs
+    for part in parts:
+        assert float(part.std()) == pytest.approx(2.0, rel=0.02)
+        assert abs(float(part.mean())) < 6 * 2 / 2**8

@@ -147,8 +147,10 @@ def test_the_step_is_sum_plus_noise_on_the_grid_over_the_expected_users():
     give(reference, [0, 1, 1], rows, 2)
     reference.clip_and_accumulate()
     optimizer.step()
-    for p, plain in zip(optimizer.params, reference.params, strict=True):
-        noisy = plain.summed_grad + again.gaussian(plain.shape, 1.0)
+    sizes = [p.numel() for p in optimizer.params]
+    drawn = again.gaussian((sum(sizes),), 1.0).split(sizes)
+    for p, plain, noise in zip(optimizer.params, reference.params, drawn, strict=True):
+        noisy = plain.summed_grad + noise.view_as(plain)
         on_grid = torch.round(noisy / optimizer.grid) * optimizer.grid
         assert torch.equal(p.grad, (on_grid / 8.0).float())
         assert torch.equal(p.detach(), -p.grad)  # SGD with learning rate 1
