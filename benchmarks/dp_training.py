@@ -152,7 +152,7 @@ def main() -> None:
     """Measure steps, or with ``--recipe`` the demo's recipe; print a table, write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--recipe", type=Path, help="folder of xrec_reasons_en: only this part")
     parser.add_argument("--results", type=Path, default=RESULT)
     asked = parser.parse_args()
