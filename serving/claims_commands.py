@@ -46,6 +46,8 @@ def check_command(
     found = [facts for row in _texts(text) if (facts := _checked(*row, product, house))["findings"]]
     if as_json:
         typer.echo(json.dumps({"texts": found}, indent=2, ensure_ascii=False))
+    elif not found:
+        typer.echo("Nothing found.", err=True)  # for people: programs read the exit code
     else:
         for facts in found:
             for finding in facts["findings"]:

@@ -16,7 +16,7 @@ def typed(*words):
 
 def test_a_text_is_checked_and_a_blocked_one_exits_with_1():
     fine = typed("check", "A warm lamp for late reading")
-    assert (fine.exit_code, fine.stdout) == (0, "")
+    assert (fine.exit_code, fine.stdout, fine.stderr) == (0, "", "Nothing found.\n")
     found = typed("check", "全 网 第 一的台灯")
     assert found.exit_code == 1
     assert found.stdout.startswith("0-7: block zh.absolute.first '全 网 第 一'")
