@@ -193,7 +193,10 @@ class Vault:
             if self.kek.stat().st_mode & 0o077:
                 raise InputError(f"{self.kek}: others may read it; chmod 600 {self.kek}")
             text = self.kek.read_text()
-            if "\0" in text:  # opened just before a rotation put another in its place
+            for _ in range(_LOOKS):
+                if "\0" not in text:
+                    break
+                # Opened just before a rotation put another in its place, and overwrote this one.
                 text = self.kek.read_text()
         except FileNotFoundError:
             raise self._no_kek() from None
