@@ -290,7 +290,7 @@ def judge(world: World, name: str, started: float) -> dict[str, Any]:
         if (home / LEDGER_FILE).is_file():
             with Ledger(home / LEDGER_FILE, **limits) as ledger:
                 steps = sum(event.steps for event in ledger.events())
-        under += world.noise[shop].drawn > steps * len(world.model.shapes)
+        under += world.noise[shop].drawn > steps  # one draw a step
     return {
         "scenario": name,
         "attempts": len(rounds),
