@@ -37,9 +37,9 @@ from handbill.generator.base_models import BaseModel, resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.server.cards import model_card
 from handbill.server.cohort import Cohort
+from handbill.server.gate import Gate
 from handbill.server.lease import Lease
 from handbill.server.optimizer_state import load_state, save_state
-from handbill.server.probe import probe_loss
 from handbill.server.progress import Progress
 from handbill.server.records import Round, Run
 from handbill.server.records import Stage as RoundStage
@@ -81,8 +81,7 @@ class Training:
         self.base: BaseModel = resolve_base(settings.base)
         self.spec = adapter_spec(settings, self.base)
         self.progress = Progress(home)
-        self._model = model
-        self._probed: tuple[str | None, float] = (None, 0.0)  # last artifact and its probe loss
+        self._gate = Gate(settings, self.base, self.spec, model=model)
         self._shapes = trained_shapes(self.spec, self.base)
         self._updates = Updates(transport, settings, key=self._key, shapes=self._shapes)
         self._cohort = Cohort(transport, registry, settings)
@@ -260,7 +259,10 @@ class Training:
         )
         optimizer = self._settings.optimizer.at(attempt.number, of=rounds)
         moved, after = optimizer.step(weights, mean, state)
-        metrics = self._gate(parent, weights, moved)
+        old, new = self._gate.check(parent, weights, moved)
+        if not parent:
+            self.progress.note("probe", round=0, probe_loss=old)
+        metrics = {"probe_loss": new}
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             card = self._card(attempt, privacy=outcome.privacy, sums=outcome.sums)
@@ -279,7 +281,7 @@ class Training:
             )
             save_state(self._home, manifest.digest, after, parent=parent)
             self._commit(attempt, folder, parent, outcome, metrics)
-        self._probed = (manifest.digest, metrics["probe_loss"])
+        self._gate.passed(manifest.digest, new)
 
     def _personal_round(self, attempt: Round, parent: str, weights: Tensors) -> None:
         def register(report: Report, update: Tensors) -> None:
@@ -352,27 +354,6 @@ class Training:
 
     def _card(self, attempt: Round, **facts: Any) -> str:
         return model_card(self.base, self.spec, attempt, **facts)
-
-    def _gate(self, parent: str, before: Tensors, after: Tensors) -> dict[str, float]:
-        """Refuse weights that are not finite or that write much worse on the probe texts."""
-        if not all(np.isfinite(value).all() for value in after.values()):
-            raise RoundError("the aggregate holds NaN or infinity")
-        if self._probed[0] != parent:
-            self._probed = (parent, self._probe_loss(before))
-        old, new = self._probed[1], self._probe_loss(after)
-        if not new <= old + self._settings.gate_nats:
-            raise RoundError(
-                f"the aggregate raises the probe loss from {old:.2f} to {new:.2f} nats a token, "
-                f"more than gate_nats={self._settings.gate_nats} allows"
-            )
-        if not parent:
-            self.progress.note("probe", round=0, probe_loss=old)
-        return {"probe_loss": new}
-
-    def _probe_loss(self, weights: Tensors) -> float:
-        if self._model is None:
-            self._model = LoraModel(self.base, self.spec, device=self._settings.device)
-        return probe_loss(self._model, weights, self._settings.recipe)
 
     def _publish(self, run: str, digest: str) -> None:
         self._registry.publish("", digest)

@@ -12,12 +12,25 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.generator.adapters import AdapterSpec, trained_shapes, write_adapter
-from handbill.generator.artifacts import utc_now
+from handbill.generator.artifacts import public_pem, utc_now
 from handbill.generator.base_models import make_tiny_base, resolve_base
-from handbill.server.records import Run
+from handbill.server.records import Merchant, Run
 from handbill.server.registry import Registry
 
 NOBODY = 65534  # PostgreSQL refuses to run as root
+PEM = public_pem(Ed25519PrivateKey.generate().public_key()).decode()
+
+
+def enrol(registry, merchant):
+    registry.enrol(
+        Merchant(
+            id=merchant,
+            name=f"The shop {merchant}",
+            public_key=PEM,
+            node_key="ssh-node-key",
+            enrolled_at=utc_now(),
+        )
+    )
 
 
 @pytest.fixture(scope="session")
