@@ -12,9 +12,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.generator.adapters import AdapterSpec, trained_shapes, write_adapter
-from handbill.generator.artifacts import public_pem, utc_now
+from handbill.generator.artifacts import public_pem, read_channel, utc_now, verify
 from handbill.generator.base_models import make_tiny_base, resolve_base
-from handbill.server.records import Merchant, Run
+from handbill.generator.vault import open_weights
+from handbill.server.records import Invitation, Merchant, Run
 from handbill.server.registry import Registry
 
 NOBODY = 65534  # PostgreSQL refuses to run as root
@@ -175,3 +176,35 @@ class Operator:
 @pytest.fixture
 def operator(registry, base, tmp_path):
     return Operator(registry, base, tmp_path)
+
+
+@pytest.fixture
+def shops(operator):
+    """Two merchants with two adapters each, the newer one served; a global model is served."""
+    registry = operator.registry
+    for merchant in ("shop-a", "shop-b"):
+        enrol(registry, merchant)
+    everyone = operator.round(1)
+    own = {
+        m: [operator.tenant_artifact(m, everyone) for _ in range(2)] for m in ("shop-a", "shop-b")
+    }
+    registry.publish("", everyone)
+    for merchant, (older, newer) in own.items():
+        registry.publish(merchant, older)
+        registry.publish(merchant, newer)
+    with registry.database.begin() as uow:
+        for key, used in (("k1", ""), ("k2", utc_now())):
+            uow.invitations.add(
+                Invitation(key=key, merchant="shop-a", expires_at="2030-01-01", used_at=used)
+            )
+        uow.commit()
+    return own
+
+
+def opened(registry, digest):
+    folder = registry.store.path(digest)
+    return open_weights(folder, verify(folder, registry.public_key), registry.vault)
+
+
+def served(registry, tenant):
+    return read_channel(registry.root, tenant, registry.public_key).digest

@@ -4,7 +4,6 @@ N38 of the threat model: database and artifacts without the key-encryption key t
 it fails no request, and what is deleted is gone from every copy.
 """
 
-import json
 import random
 import shutil
 import threading
@@ -21,15 +20,13 @@ from handbill.generator.adapters import WEIGHTS_FILE
 from handbill.generator.vault import Vault, open_weights
 from handbill.privacy.faults import VARIABLE, PowerCut
 from handbill.server import commands  # noqa: F401 - adds commands to server_cli
-from handbill.server.deletion import forget, prune, rotate_kek, superseded
-from handbill.server.export import export
+from handbill.server.deletion import forget, rotate_kek
 from handbill.server.orm import Base
-from handbill.server.records import Invitation
 from handbill.server.recovery import recover
 from handbill.server.verification import verify_artifact, verify_registry
 from handbill.serving import registry as serving
 
-from .conftest import PEM, enrol
+from .conftest import PEM, enrol, opened, served
 
 pytestmark = pytest.mark.integration
 
@@ -43,38 +40,6 @@ POINTS = [
     "vault.rotate.both",
     "vault.rotate.wrapped",
 ]
-
-
-@pytest.fixture
-def shops(operator):
-    """Two merchants with two adapters each, the newer one served; a global model is served."""
-    registry = operator.registry
-    for merchant in ("shop-a", "shop-b"):
-        enrol(registry, merchant)
-    everyone = operator.round(1)
-    own = {
-        m: [operator.tenant_artifact(m, everyone) for _ in range(2)] for m in ("shop-a", "shop-b")
-    }
-    registry.publish("", everyone)
-    for merchant, (older, newer) in own.items():
-        registry.publish(merchant, older)
-        registry.publish(merchant, newer)
-    with registry.database.begin() as uow:
-        for key, used in (("k1", ""), ("k2", artifacts.utc_now())):
-            uow.invitations.add(
-                Invitation(key=key, merchant="shop-a", expires_at="2030-01-01", used_at=used)
-            )
-        uow.commit()
-    return own
-
-
-def opened(registry, digest):
-    folder = registry.store.path(digest)
-    return open_weights(folder, artifacts.verify(folder, registry.public_key), registry.vault)
-
-
-def served(registry, tenant):
-    return artifacts.read_channel(registry.root, tenant, registry.public_key).digest
 
 
 def actions(registry, *, of=None):
@@ -354,61 +319,3 @@ def test_no_request_fails_while_the_kek_is_rotated(shops, registry, operator):
         requests.loaded.clear()
         requests.wait_for("shop-a", shops["shop-a"][1])
     assert requests.failures == []
-
-
-# -- channels, retention, export ---------------------------------------------------------------
-
-
-def test_a_withdrawn_channel_has_no_way_back_and_can_be_published_to_again(shops, registry):
-    registry.withdraw("shop-b")
-    assert registry.withdraw("shop-b").serial == 3
-    assert served(registry, "shop-b") == ""
-    with pytest.raises(MissingError):
-        registry.rollback("shop-b")
-    assert registry.publish("shop-b", shops["shop-b"][1]).serial == 4
-    with pytest.raises(MissingError):
-        registry.rollback("shop-b")
-    with pytest.raises(MissingError, match="nothing was ever published"):
-        registry.withdraw("shop-z")
-    assert verify_registry(registry).problems == ()
-
-
-def test_pruning_keeps_what_is_served_what_a_rollback_needs_and_the_newest(
-    shops, registry, operator
-):
-    everyone = served(registry, "")
-    a = [*shops["shop-a"], *(operator.tenant_artifact("shop-a", everyone) for _ in range(3))]
-    registry.publish("shop-a", a[2])  # was served: 0, 1, 2; never published: 3, 4
-    assert superseded(registry, keep=3) == []
-    assert [x.digest for x in superseded(registry, keep=2)] == [a[0]]
-    assert {x.digest for x in prune(registry, keep=1)} == {a[0], a[1], a[3], shops["shop-b"][0]}
-    assert superseded(registry, keep=1) == prune(registry, keep=1) == []
-    assert everyone in registry.store
-    assert opened(registry, a[2])
-    assert opened(registry, a[4])
-    assert opened(registry, shops["shop-b"][1])
-    assert verify_registry(registry).problems == ()
-    with pytest.raises(ArtifactError, match="were they removed"):
-        registry.rollback("shop-a")
-    with pytest.raises(ArtifactError, match="were they removed"):
-        registry.publish("shop-a", a[3])
-    with pytest.raises(InputError, match="keep=0"):
-        prune(registry, keep=0)
-    assert operator.tenant_artifact("shop-a", everyone)  # versions count on
-    assert verify_registry(registry).problems == ()
-
-
-def test_an_exported_adapter_is_plain_and_has_its_weights(shops, registry, tmp_path):
-    digest = shops["shop-a"][0]
-    export(registry, digest, tmp_path / "out" / "peft")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "out" / "peft").iterdir()}
-    assert files.keys() == {"README.md", "adapter_config.json", WEIGHTS_FILE}
-    assert files[WEIGHTS_FILE] == opened(registry, digest)
-    assert json.loads(files["adapter_config.json"])["peft_type"] == "LORA"
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["peft"]
-    with pytest.raises(InputError, match="is there already"):
-        export(registry, digest, tmp_path / "out" / "peft")
-    forget(registry, "shop-a", wait_s=0)
-    with pytest.raises(ArtifactError):
-        export(registry, digest, tmp_path / "again")
-    assert not (tmp_path / "again").exists()
