@@ -2,9 +2,11 @@
 
 What is kept of a forward pass is most of a training step's memory. A feed-forward block keeps four
 tensors of its inner width where two say the same, and a norm keeps its input beside an output that the
-next layer keeps anyway. Both are exact up to float rounding.
+next layer keeps anyway. Attention turns queries and keys in copies, whose freed places are seldom of a
+size for what comes next. All are exact up to float rounding.
 
-Axes: B rows of a batch, T positions, D hidden width, F inner width.
+Axes: B rows of a batch, T positions, D hidden width, F inner width, H heads, G heads of keys, K a head's
+width.
 """
 
 from typing import Any
@@ -17,7 +19,7 @@ from transformers.activations import SiLUActivation
 
 
 def keep_less(model: nn.Module) -> None:
-    """Exchange the forward passes of a model's frozen norms and feed-forward blocks, where they are known.
+    """Exchange the forward passes of a model's frozen norms, feed-forward and attention blocks it knows.
 
     What is of another form, or is trained, stays as it is.
     """
@@ -26,6 +28,8 @@ def keep_less(model: nn.Module) -> None:
             module.forward = _Norm(module)
         elif _is_feed_forward(module):
             module.forward = _FeedForward(module)
+        elif _is_attention(module):
+            module.forward = _Attention(module)
 
 
 class _Norm:
@@ -106,6 +110,67 @@ class _SwiGLU(torch.autograd.Function):
         return slope.mul_(up).mul_(g), silu.mul_(g)
 
 
+class _Attention:
+    """Attention with rotary positions (Su et al. 2021, arXiv:2104.09864, equation 34) turned in place."""
+
+    def __init__(self, attention: Any) -> None:
+        self.attention = attention
+        self.stock = attention.forward
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **others: Any,
+    ) -> tuple[Tensor, None]:
+        if attention_mask is not None or past_key_values is not None:
+            attended: tuple[Tensor, None] = self.stock(
+                hidden_states, position_embeddings, attention_mask, past_key_values, **others
+            )
+            return attended
+        own = self.attention
+        heads = (*hidden_states.shape[:-1], -1, own.head_dim)
+        q_BTHK, k_BTGK, v_BTGK = (
+            project(hidden_states).view(heads) for project in (own.q_proj, own.k_proj, own.v_proj)
+        )
+        cos, sin = (angle[:, :, None] for angle in position_embeddings)
+        y_BHTK = functional.scaled_dot_product_attention(
+            _Rotary.apply(q_BTHK, cos, sin).transpose(1, 2),  # type: ignore[no-untyped-call]
+            _Rotary.apply(k_BTGK, cos, sin).transpose(1, 2),  # type: ignore[no-untyped-call]
+            v_BTGK.transpose(1, 2),
+            is_causal=True,
+            scale=own.scaling,
+            enable_gqa=True,
+        )
+        return own.o_proj(y_BHTK.transpose(1, 2).flatten(2)), None
+
+
+class _Rotary(torch.autograd.Function):
+    """Turn each head's halves by a position's angles, where they are: nobody keeps what they were."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x_BTHK.detach(), cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grads[0].clone(), cos, -sin), None, None
+
+
+def _turn(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn in place; both halves of the angles are the same."""
+    half = x_BTHK.shape[-1] // 2
+    left, right = x_BTHK[..., :half], x_BTHK[..., half:]
+    cos, sin, before = cos[..., :half], sin[..., :half], left.clone()
+    left.mul_(cos).addcmul_(right, sin, value=-1.0)
+    right.mul_(cos).addcmul_(before, sin)
+    return x_BTHK
+
+
 def _is_norm(module: nn.Module) -> bool:
     """Whether it is Llama's norm, frozen, in full precision, and none of its weights is 0."""
     weight = getattr(module, "weight", None)
@@ -122,4 +187,15 @@ def _is_feed_forward(module: nn.Module) -> bool:
     """Whether it is a gated block of three linear layers with SiLU."""
     return all(hasattr(module, f"{name}_proj") for name in ("gate", "up", "down")) and isinstance(
         getattr(module, "act_fn", None), nn.SiLU | SiLUActivation
+    )
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Whether it is Llama's attention: causal over all positions, with no norm of queries."""
+    config = getattr(module, "config", None)
+    return (
+        type(module).__name__ in {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
+        and config._attn_implementation == "sdpa"
+        and not config.attention_dropout
+        and getattr(module, "sliding_window", None) is None
     )

@@ -23,7 +23,7 @@ def model_of(dtype=torch.float32, **changes):
         for name, parameter in plain.named_parameters():
             if "norm" in name:
                 parameter.uniform_(-2.0, 2.0)
-    lora = LoraConfig(r=4, target_modules=["q_proj", "gate_proj", "down_proj"])
+    lora = LoraConfig(r=4, target_modules=["q_proj", "k_proj", "gate_proj", "down_proj"])
     model = get_peft_model(plain, lora).to(dtype)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -77,6 +77,32 @@ def test_gradients_are_exact_in_double_precision():
     x = torch.randn(2, 3, 24, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(norm, x)
     assert torch.autograd.gradcheck(block, x)
+
+
+def test_attention_is_exact_in_double_precision():
+    attention = model_of(torch.float64).base_model.model.model.layers[0].self_attn
+    keep_less(attention)
+    angle = torch.rand(1, 5, 3, dtype=torch.float64).repeat(1, 1, 2)
+    x = torch.randn(2, 5, 24, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: attention(x, (angle.cos(), angle.sin()))[0], x)
+
+
+def test_padded_rows_are_still_masked():
+    stock, lean = model_of(), model_of()
+    keep_less(lean)
+    rows = torch.arange(30).view(3, 10)
+    mask = torch.ones(3, 10, dtype=torch.int64)
+    mask[0, :4] = 0
+    expected, found = (m(input_ids=rows, attention_mask=mask).logits for m in (stock, lean))
+    torch.testing.assert_close(found[0, 4:], expected[0, 4:])
+    assert not torch.allclose(lean(input_ids=rows).logits[0, 4:], expected[0, 4:])
+
+
+@pytest.mark.parametrize("changes", [{"attention_dropout": 0.1}, {"attn_implementation": "eager"}])
+def test_attention_of_another_form_stays_as_it_is(changes):
+    attention = model_of(**changes).base_model.model.model.layers[0].self_attn
+    keep_less(attention)
+    assert "forward" not in vars(attention)
 
 
 @pytest.mark.parametrize("reason", ["trained", "a weight of 0", "half precision"])
