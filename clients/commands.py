@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,9 @@ client_cli = typer.Typer(help="Take part in a federation as a merchant.", no_arg
 Home = Annotated[Path, typer.Option(envvar="HANDBILL_HOME", help="Where handbill keeps its files.")]
 Shop = Annotated[str, typer.Option(metavar="ID", help="Which shop, if the home holds several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+Invitation = Annotated[
+    str, typer.Option(envvar="HANDBILL_INVITATION", help="From the operator; best by environment.")
+]
 DEFAULT_HOME = Path(".handbill")
 # What an empty line of a policy means.
 _EMPTY = {
@@ -27,7 +31,9 @@ _EMPTY = {
 def init(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="The shop's folder.")],
     *,
-    kit: Annotated[Path, typer.Option(help="Folder the operator gave you.")],
+    kit: Annotated[
+        Path | None, typer.Option(help="Folder the operator gave you; a link fetches it.")
+    ] = None,
     shop: Shop = "",
     describe: Annotated[Path | None, typer.Option(help="A description outside DATA.")] = None,
     base: Annotated[str, typer.Option(help="Base model on this machine; the kit's.")] = "",
@@ -40,32 +46,63 @@ def init(
     secure_aggregation: Annotated[
         bool, typer.Option(help="Give updates only to sums of 5 merchants or more that hide them.")
     ] = True,
-    invitation: Annotated[
-        str,
-        typer.Option(envvar="HANDBILL_INVITATION", help="From the operator; best by environment."),
-    ] = "",
+    invitation: Invitation = "",
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Set up a merchant: keys, policy, and the enrolment request for the operator."""
+    """Set up a merchant: keys, policy, the enrolment request; an invitation by link sends it, too."""
+    from handbill.clients.enrolment import fetch_kit
     from handbill.clients.run import init_merchant, only_shop
+    from handbill.errors import InputError
+    from handbill.federation.invitation import InvitationLink
 
     shop = shop or only_shop(data, describe)
-    request = init_merchant(
-        home / "shops" / shop,
-        data=data,
-        shop=shop,
-        kit=kit,
-        describe=describe,
-        base=base,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        epsilon=epsilon,
-        secure_aggregation=secure_aggregation,
-        invitation=invitation,
-    )
+    folder = home / "shops" / shop
+    link = InvitationLink.parse(invitation) if invitation.startswith("https:") else None
+    if not (link or kit):
+        raise InputError("give the operator's kit with --kit, or a link as the invitation")
+    with TemporaryDirectory() as fetched:
+        request = init_merchant(
+            folder,
+            data=data,
+            shop=shop,
+            kit=kit or fetch_kit(link, Path(fetched)),
+            describe=describe,
+            base=base,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            epsilon=epsilon,
+            secure_aggregation=secure_aggregation,
+            invitation=link.secret if link else invitation,
+        )
     typer.echo(f"policy (yours alone to change): {request.parent / 'policy.toml'}")
-    typer.echo(f"give the operator: {request}")
+    if link:
+        _enrol(folder, link)
+    else:
+        typer.echo(f"give the operator: {request}")
+
+
+@client_cli.command()
+def enrol(*, shop: Shop = "", invitation: Invitation = "", home: Home = DEFAULT_HOME) -> None:
+    """Send the enrolment request to the operator's desk, where `client init` could not.
+
+    The invitation is the link that `client init` was given, or a newer one.
+    """
+    from handbill.clients.run import prove_request
+    from handbill.federation.invitation import InvitationLink
+
+    folder = merchant_folder(home, shop)
+    link = InvitationLink.parse(invitation)
+    prove_request(folder, link.secret)
+    _enrol(folder, link)
+
+
+def _enrol(folder: Path, link: Any) -> None:
+    from handbill.clients.enrolment import send_request
+    from handbill.clients.run import ENROLMENT_FILE
+
+    name = send_request(link, folder, folder / ENROLMENT_FILE)
+    typer.echo(f"enrolled as {folder.name} ({name}); next: handbill client run")
 
 
 @client_cli.command()

@@ -113,11 +113,26 @@ def init_merchant(
         "signing_key": public_pem(signing.public_key()).decode(),
         "node_key": _node_key(home / NODE_KEY),
     }
-    if invitation:
-        request["proof"] = prove(request, invitation_key(invitation))
     path = home / ENROLMENT_FILE
     path.write_text(json.dumps(request, indent=2) + "\n")
+    if invitation:
+        prove_request(home, invitation)
     return path
+
+
+def prove_request(home: Path, invitation: str) -> None:
+    """Prove a merchant's enrolment request with an invitation, instead of what it was proven with.
+
+    Raises:
+        MissingError: There is no request yet.
+    """
+    path = home / ENROLMENT_FILE
+    try:
+        request = json.loads(path.read_text())
+    except OSError as error:
+        raise MissingError(f"{path}: not there; run `handbill client init` first") from error
+    request["proof"] = prove(request, invitation_key(invitation))
+    path.write_text(json.dumps(request, indent=2) + "\n")
 
 
 def run_merchant(

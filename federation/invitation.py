@@ -3,16 +3,63 @@
 The operator hands the invitation over by a way of its own; the request may then come by any way. Its
 proof (HMAC-SHA256 under a key from the invitation, over the whole request) cannot be made without the
 invitation and does not hold for other keys, and the invitation itself is not in the request.
+
+An invitation to enrol over the network is a link: where the operator's desk is, and behind the ``#``,
+which no program sends, the digest of its kit and the secret. Whoever has the right link needs to trust
+nothing else on the way.
 """
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
+from handbill.errors import InputError
 from handbill.generator.artifacts import canonical_json
 
+KIT_FILES: Final = ("ca.crt", "kit.json", "server.pub")
+KIT_PATH: Final = "/v1/kit"
+ENROLMENTS_PATH: Final = "/v1/enrolments"
+
 _LABEL = b"handbill/v1/invitation\0"
+_LINK = re.compile(r"(https://[^\s/#]+)/#([0-9a-f]{64})\.([\w-]{20,})")
+
+
+@dataclass(frozen=True, slots=True)
+class InvitationLink:
+    """An invitation to enrol over the network.
+
+    Attributes:
+        desk: Where the operator's desk is: scheme, host and port.
+        kit: Digest of the kit it hands out (:func:`kit_digest`).
+        secret: The invitation.
+    """
+
+    desk: str
+    kit: str
+    secret: str
+
+    def __str__(self) -> str:
+        return f"{self.desk}/#{self.kit}.{self.secret}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a link.
+
+        Raises:
+            InputError: It is none; the message does not repeat it, as it may hold the secret.
+        """
+        found = _LINK.fullmatch(text.strip())
+        if not found:
+            raise InputError("not an invitation to enrol over the network: https://HOST:PORT/#...")
+        return cls(*found.groups())
+
+
+def kit_digest(kit: Mapping[str, str]) -> str:
+    """Digest of an operator's kit, file by file, in hex."""
+    return hashlib.sha256(canonical_json({name: kit[name] for name in KIT_FILES})).hexdigest()
 
 
 def invitation_key(invitation: str) -> str:

@@ -61,13 +61,9 @@ def invite(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Make a one-time invitation for a merchant; it is printed once and not kept."""
-    from handbill.server.invitations import invite as make
-    from handbill.server.registry import open_registry
+    from handbill.server.operate import invite as make
 
-    registry = open_registry(home / "server")
-    invitation = make(registry.database, merchant, hours=hours)
-    registry.database.close()
-    typer.echo(invitation)
+    typer.echo(make(home / "server", merchant, hours=hours))
 
 
 @server_cli.command()

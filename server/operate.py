@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from handbill.errors import InputError, RoundError
+from handbill.federation.invitation import InvitationLink, kit_digest
 from handbill.federation.metrics_page import metrics_page
 from handbill.federation.supervision import Children, run_until_stopped
-from handbill.generator.artifacts import check_tenant, load_public_key, utc_now
 from handbill.generator.base_models import resolve_base
 from handbill.server.certificates import make_certificates
 from handbill.server.deletion import Forgotten
 from handbill.server.deletion import forget as erase
-from handbill.server.invitations import redeem
+from handbill.server.desk import desk, read_kit
+from handbill.server.enrolment import admit
+from handbill.server.invitations import invite as make_invitation
 from handbill.server.metrics import server_figures
 from handbill.server.progress import Progress
 from handbill.server.records import Merchant
@@ -55,37 +57,31 @@ def init_server(home: Path, settings: ServerSettings) -> Path:
 def enrol(home: Path, request: Path) -> Merchant:
     """Put a merchant on the roster from its enrolment request.
 
-    Whom the request is from must be known: by an invitation it was proven with, or by other means.
-    The keys in it decide whose updates count.
-
     Raises:
         InputError: Not an enrolment request.
         PolicyError: An invitation is needed, or was said to be there, and is none.
     """
     try:
         asked = json.loads(request.read_text())
-        proof = asked.get("proof", "")
-        merchant = Merchant(
-            id=check_tenant(asked["id"]),
-            name=str(asked["name"])[:120],
-            public_key=asked["signing_key"],
-            node_key=asked["node_key"],
-            enrolled_at=utc_now(),
-        )
-        load_public_key(merchant.public_key.encode())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{request}: not an enrolment request ({error})") from error
+        return admit(home, asked, invited=ServerSettings.load(home).invitations)
+    except (OSError, ValueError, InputError) as error:
+        raise InputError(f"{request}: {error}") from error
+
+
+def invite(home: Path, merchant: str, *, hours: float) -> str:
+    """Make an invitation for a merchant: a link where the server has a desk, or the secret alone.
+
+    Raises:
+        InputError: No such id is possible, or the time is not above 0.
+    """
+    settings = ServerSettings.load(home)
     registry = open_registry(home)
-    try:
-        if proof or ServerSettings.load(home).invitations:
-            redeem(registry.database, asked)
-        registry.enrol(merchant)
-    finally:
-        registry.database.close()
-    superlink = SuperLink(home, ServerSettings.load(home))
-    if superlink.healthy():
-        superlink.register(merchant.id, merchant.node_key)
-    return merchant
+    secret = make_invitation(registry.database, merchant, hours=hours)
+    registry.database.close()
+    if not settings.enrol_port:
+        return secret
+    address = f"https://{settings.host}:{settings.enrol_port}"
+    return str(InvitationLink(address, kit_digest(read_kit(home)), secret))
 
 
 def revoke(home: Path, merchant: str) -> None:
@@ -150,6 +146,9 @@ def run_server(
                     healthy=superlink.healthy,
                 )
                 stack.enter_context(page)
+            if settings.enrol_port:
+                open_desk = desk(home, host=settings.host, port=settings.enrol_port)
+                stack.enter_context(open_desk)
             announce(settings)
             run_until_stopped(children)
 

@@ -60,6 +60,8 @@ class ServerSettings:
         host: Where the SuperLink listens.
         base: Name of the base model (:func:`handbill.generator.base_models.resolve_base`).
         invitations: Whether nobody enrols without a one-time invitation.
+        enrol_port: Where ``handbill server run`` lets invited merchants enrol over the network; 0 does
+            not.
         min_reports: Fewer good reports than this, and a round is not committed.
         enough_reports: With so many good reports a round of the global adapter waits for no more;
             0 waits for everybody until the deadline.
@@ -79,6 +81,7 @@ class ServerSettings:
     base: str = "smollm2-135m"
     device: str = "cpu"
     invitations: bool = False
+    enrol_port: int = 0
     min_reports: int = 2
     enough_reports: int = 0
     compression: Compression = "none"
@@ -96,6 +99,10 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise InputError(f"{SETTINGS_FILE}: port={self.port} not in [1, 65535]")
+        if not 0 <= self.enrol_port < 65536 or self.enrol_port == self.port:
+            raise InputError(
+                f"{SETTINGS_FILE}: enrol_port={self.enrol_port} not in [0, 65535] or that of port"
+            )
         if self.quarantine_after < 0:
             raise InputError(
                 f"{SETTINGS_FILE}: quarantine_after={self.quarantine_after} is negative"
