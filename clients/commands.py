@@ -58,14 +58,16 @@ def init(
     shop = shop or only_shop(data, describe)
     folder = home / "shops" / shop
     link = InvitationLink.parse(invitation) if invitation.startswith("https:") else None
-    if not (link or kit):
-        raise InputError("give the operator's kit with --kit, or a link as the invitation")
     with TemporaryDirectory() as fetched:
+        if link and not kit:
+            kit = fetch_kit(link, Path(fetched))
+        if not kit:
+            raise InputError("give the operator's kit with --kit, or a link as the invitation")
         request = init_merchant(
             folder,
             data=data,
             shop=shop,
-            kit=kit or fetch_kit(link, Path(fetched)),
+            kit=kit,
             describe=describe,
             base=base,
             device=device,

@@ -192,7 +192,7 @@ def _is_feed_forward(module: nn.Module) -> bool:
 
 def _is_attention(module: nn.Module) -> bool:
     """Whether it is Llama's attention: causal over all positions, with no norm of queries."""
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     return (
         type(module).__name__ in {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
         and config._attn_implementation == "sdpa"
