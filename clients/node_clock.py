@@ -8,6 +8,7 @@ It gives nobody anything: the signature says no more than that this node is ther
 
 import email.utils
 import logging
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -58,7 +59,9 @@ class TimelyAuth(flower.NodeAuthHttpInterceptor):  # type: ignore[misc]  # flwr 
     def __init__(self, *keys: Any) -> None:
         """Sign with a node's keys."""
         super().__init__(*keys)
-        self._clock, self._in_doubt = ServerClock(), False
+        self._clock = ServerClock()
+        # By thread: the heartbeat's doubt must not make the first refusal of a message a last one.
+        self._doubt = threading.local()
         flower.now = self._clock.now  # what the signed time is taken from
 
     def intercept(self, context: Any, call_next: Any) -> httpx.Response:
@@ -69,11 +72,11 @@ class TimelyAuth(flower.NodeAuthHttpInterceptor):  # type: ignore[misc]  # flwr 
         """
         answer: httpx.Response = super().intercept(context, call_next)
         if answer.status_code != httpx.codes.UNAUTHORIZED:
-            self._in_doubt = False
+            self._doubt.here = False
         elif self._clock.heed(answer):
             raise httpx.ReadError("the server's clock differs", request=context.request)
-        elif not self._in_doubt:
-            self._in_doubt = True
+        elif not getattr(self._doubt, "here", False):
+            self._doubt.here = True
             time.sleep(_TICK_S)
             raise httpx.ReadError("the server's clock may have jumped", request=context.request)
         return answer

@@ -1,8 +1,10 @@
 """A SuperNode whose machine has the wrong time, against Flower's own check of it."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from threading import Barrier
 from types import SimpleNamespace
 
 import httpx
@@ -112,3 +114,26 @@ def test_a_refusal_that_says_the_time_of_before_a_jump_is_asked_about_again(keys
 
     assert ask(auth, SimpleNamespace(answer=stale)) == 200
     assert server.statuses == [401, 401, 200]
+
+
+def test_a_thread_in_doubt_does_not_make_anothers_first_refusal_a_last_one(keys, monkeypatch):
+    """The heartbeat and a message are refused within the same tick, both with the time of before."""
+    auth, server = TimelyAuth(*keys), Server(monkeypatch, HOUR_S, keys[0])
+    late = format_datetime(datetime.now(UTC), usegmt=True)
+    both = Barrier(2, timeout=10)
+
+    def one():
+        refusals = []
+
+        def stale(context):
+            answer = server.answer(context)
+            if not refusals:
+                answer.headers["date"] = late
+                refusals.append(answer)
+                both.wait()
+            return answer
+
+        return ask(auth, SimpleNamespace(answer=stale))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [f.result() for f in [pool.submit(one), pool.submit(one)]] == [200, 200]
