@@ -23,33 +23,43 @@ _NOISE: Final = timedelta(seconds=3)  # the server's time comes in whole seconds
 
 
 class ServerClock:
-    """The server's time, as far as it is known."""
+    """The server's time, as far as it is known.
+
+    Attributes:
+        ahead: How much this machine's clock is before the server's.
+    """
 
     def __init__(self) -> None:
         """Trust this machine's clock until something speaks against it."""
-        self._ahead = timedelta()
+        self.ahead = timedelta()
 
     def now(self) -> datetime:
         """The time to sign."""
-        return datetime.now(UTC) - self._ahead
+        return datetime.now(UTC) - self.ahead
 
-    def heed(self, answer: httpx.Response) -> bool:
-        """Take the server's time from a refusal; says whether it differs from what was signed."""
+    def heed(self, answer: httpx.Response, signed_ahead: timedelta) -> bool:
+        """Take the server's time from a refusal; says whether it differs from what was signed.
+
+        Args:
+            answer: The refusal.
+            signed_ahead: :attr:`ahead` when the request was signed; another thread may have
+                learnt more since.
+        """
         try:
             there = email.utils.parsedate_to_datetime(answer.headers["date"])
-            wrong = self.now() - there
+            ahead = datetime.now(UTC) - there
         except (KeyError, TypeError, ValueError):
             return False
-        if abs(wrong) <= _NOISE:
+        if abs(ahead - signed_ahead) <= _NOISE:
             return False
-        self._ahead += wrong
-        ahead = self._ahead.total_seconds()
-        log.warning(
-            "This machine's clock is %.0f s %s the server's. Set it: instructions and certificates "
-            "expire by it.",
-            abs(ahead),
-            "ahead of" if ahead > 0 else "behind",
-        )
+        if abs(ahead - self.ahead) > _NOISE:
+            self.ahead = ahead
+            log.warning(
+                "This machine's clock is %.0f s %s the server's. Set it: instructions and "
+                "certificates expire by it.",
+                abs(ahead.total_seconds()),
+                "ahead of" if ahead > timedelta() else "behind",
+            )
         return True
 
 
@@ -70,10 +80,11 @@ class TimelyAuth(flower.NodeAuthHttpInterceptor):  # type: ignore[misc]  # flwr 
         Raises:
             httpx.ReadError: It may; whoever asked tries again after such an error.
         """
+        signed_ahead = self._clock.ahead
         answer: httpx.Response = super().intercept(context, call_next)
         if answer.status_code != httpx.codes.UNAUTHORIZED:
             self._doubt.here = False
-        elif self._clock.heed(answer):
+        elif self._clock.heed(answer, signed_ahead):
             raise httpx.ReadError("the server's clock differs", request=context.request)
         elif not getattr(self._doubt, "here", False):
             self._doubt.here = True
