@@ -23,6 +23,8 @@ from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from handbill.errors import ArtifactError, InputError, MissingError
 from handbill.generator.adapters import (
@@ -121,6 +123,18 @@ class Vault:
                 f"{tenant}: not locked with the key this tenant has now; it was changed, or is "
                 "from before the tenant was forgotten"
             ) from error
+
+    def derive(self, tenant: str, label: bytes) -> bytes:
+        """A key of 32 bytes for one purpose (HKDF, RFC 5869): gone when the tenant's key is gone.
+
+        Raises:
+            ArtifactError: The tenant has no key (:meth:`add`).
+            MissingError: There is no key-encryption key.
+            InputError: The key-encryption key is another one, or others may read it.
+        """
+        bound_to = label + tenant.encode()
+        kdf = HKDF(SHA256(), length=_KEY_BYTES, salt=None, info=bound_to)
+        return kdf.derive(self._tenant_key(tenant))
 
     def destroy(self, tenant: str) -> None:
         """Overwrite and remove a tenant's key; once it is gone this does nothing."""
