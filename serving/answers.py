@@ -134,6 +134,8 @@ class CopyAnswer(Answer):
     Attributes:
         label: The words that say that a machine wrote it.
         label_place: Whether the text itself begins or ends with them.
+        experiment: Which variant of an experiment wrote it, if one did.
+        tracked: Whether it is kept that it was served, so that events on it can be taken.
     """
 
     KIND = "copy"
@@ -141,12 +143,19 @@ class CopyAnswer(Answer):
 
     label: str = ""
     label_place: Literal["none", "start", "end"] = "none"
+    experiment: dict[str, str] | None = None
+    tracked: bool = False
+
+    def copy_id(self, index: int) -> str:
+        """The name of one piece of copy, which events on it give."""
+        return f"{self.id}-{index}"
 
     def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
         """One copy: it comes whole, because all of it was checked first."""
         return self.head(self.CHUNK) | {
             "version": self.version,
             "index": index,
+            **(self._named(index) if delta.text else {}),
             "text": self._labelled(delta.text),
             "finish_reason": delta.finish_reason,
             "findings": delta.findings,
@@ -159,18 +168,23 @@ class CopyAnswer(Answer):
         Raises:
             CopyBlockedError: None passed.
         """
-        passed = [delta for delta in written if delta.finish_reason != "content_filter"]
+        passed = [
+            (index, delta)
+            for index, delta in enumerate(written)
+            if delta.finish_reason != "content_filter"
+        ]
         blocked = [delta for delta in written if delta.finish_reason == "content_filter"]
         if not passed:
             kept = [delta.review for delta in blocked if delta.review is not None]
             raise CopyBlockedError(blocked[-1].findings, reviews=kept)
         copies = [
             {
+                **self._named(index),
                 "text": self._labelled(delta.text),
                 "finish_reason": delta.finish_reason,
                 "findings": delta.findings,
             }
-            for delta in passed
+            for index, delta in passed
         ]
         facts = {
             "version": self.version,
@@ -179,7 +193,7 @@ class CopyAnswer(Answer):
             "ai_generated": self._origin(),
             "usage": self.usage(),
         }
-        return self.head(self.KIND) | facts
+        return self.head(self.KIND) | facts | self._trial()
 
     def closing(self, *, include_usage: bool) -> list[dict[str, Any]]:
         """What it used, always."""
@@ -189,7 +203,13 @@ class CopyAnswer(Answer):
             "ai_generated": self._origin(),
             "usage": self.usage(),
         }
-        return [self.head(self.CHUNK) | facts]
+        return [self.head(self.CHUNK) | facts | self._trial()]
+
+    def _named(self, index: int) -> dict[str, str]:
+        return {"copy_id": self.copy_id(index)} if self.tracked else {}
+
+    def _trial(self) -> dict[str, dict[str, str]]:
+        return {} if self.experiment is None else {"experiment": self.experiment}
 
     def _origin(self) -> dict[str, str]:
         return {"label": self.label, "producer": "handbill", "id": self.id, "model": self.version}

@@ -29,6 +29,8 @@ from handbill.serving.answers import (
 )
 from handbill.serving.claims_api import claims_routes
 from handbill.serving.errors import BadRequestError, ModelNotFoundError
+from handbill.serving.feedback.api import feedback_routes
+from handbill.serving.feedback.tracking import Tracking, tracking_of
 from handbill.serving.gate import CallerOf, Gate, caller_of
 from handbill.serving.gateway import Gateway, Job
 from handbill.serving.requests import (
@@ -61,6 +63,7 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     app.add_middleware(Gate, gateway=gateway, answers_request_id=answers_request_id)
     refusals.install(app)
     app.include_router(claims_routes(gateway))
+    app.include_router(feedback_routes(gateway))
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
@@ -77,13 +80,28 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     @app.post("/v1/copy")
     async def copy(body: CopyBody, request: Request) -> Response:
         """Write copy for a product, for one shopper or for all."""
+        tracking = await run_in_threadpool(tracking_of, gateway, caller_of(request), body)
+        body = tracking.body
         room = gateway.config.max_prompt_tokens
         product = body.request()
         prompt = render_prompt(gateway.tokenizer, product, max_tokens=room)
         label = AI_LABELS.get(product.language.partition("-")[0], AI_LABELS["en"])
-        shape = partial(CopyAnswer, label=label, label_place=body.label)
+        shape = partial(
+            CopyAnswer,
+            label=label,
+            label_place=body.label,
+            experiment=tracking.trial,
+            tracked=gateway.feedback.kept,
+        )
         return await _respond(
-            gateway, request, shape, body, [prompt], product=product, review=body.review
+            gateway,
+            request,
+            shape,
+            body,
+            [prompt],
+            product=product,
+            review=body.review,
+            tracking=tracking,
         )
 
     @app.get("/v1/models")
@@ -120,10 +138,11 @@ async def _respond(
     *,
     product: CopyRequest | None = None,
     review: bool = False,
+    tracking: Tracking | None = None,
 ) -> Response:
     """Run a request and answer it whole or as a stream; copy for a product only if it passes."""
     caller = caller_of(request)
-    route = gateway.route(caller, body.model)
+    route = gateway.route(caller, body.model, adapter=tracking.adapter if tracking else "")
     n = body.answers(gateway.config)
     if len(prompts) * n > gateway.config.max_choices:
         raise BadRequestError(f"prompt: at most {gateway.config.max_choices} answers at once")
@@ -158,6 +177,8 @@ async def _respond(
         prompt_tokens=job.prompt_tokens,
     )
     pieces = gateway.run(job)
+    if tracking is not None and isinstance(answer, CopyAnswer):
+        pieces = tracking.kept(pieces, answer)
     try:
         if not body.stream:
             return JSONResponse(await collect(answer, pieces))

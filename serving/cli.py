@@ -45,7 +45,7 @@ def serve(
     ] = False,
 ) -> None:
     """Serve copy to tenants until Ctrl-C. Other settings: HANDBILL_SERVING_<FIELD>."""
-    config = _config(home, host=host, port=port, base=base, device=device, registry=registry)
+    config = open_config(home, host=host, port=port, base=base, device=device, registry=registry)
     stopped = threading.Event()
     parent = os.getppid()
     # Until the service is up, a signal must break the start, and what was started is stopped.
@@ -194,7 +194,8 @@ def list_tenants(*, as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
     Console(soft_wrap=True, highlight=False, markup=False).print(table)
 
 
-def _config(home: Path, **given: Any) -> "ServingConfig":
+def open_config(home: Path, **given: Any) -> "ServingConfig":
+    """The service's settings, of a home."""
     from handbill.serving.config import PREFIX, ServingConfig
 
     if given.get("registry") is None and f"{PREFIX}REGISTRY" not in os.environ:
@@ -207,7 +208,7 @@ def open_home(home: Path) -> "Iterator[Tenants]":
     """A home's tenants, closed at the end."""
     from handbill.serving.tenants import open_tenants
 
-    tenants = open_tenants(_config(home))
+    tenants = open_tenants(open_config(home))
     try:
         yield tenants
     finally:

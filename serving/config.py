@@ -46,6 +46,10 @@ class ServingConfig:
         burst: Answers a tenant that was quiet may ask for at once.
         concurrent: Requests of one tenant that may run at once.
         max_body_bytes: Largest request body that is read.
+        feedback_days: How long it is kept which copy was served and what shoppers did with it, and
+            so how long an experiment may run; 0 keeps nothing.
+        feedback_kek: File of the key-encryption key of feedback; ``keys/vault.kek`` in ``state``
+            when empty.
     """
 
     registry: Path
@@ -74,6 +78,8 @@ class ServingConfig:
     burst: int = 60
     concurrent: int = 16
     max_body_bytes: int = 64 * 1024
+    feedback_days: float = 90.0
+    feedback_kek: str = ""
 
     def __post_init__(self) -> None:
         for name in (
@@ -109,6 +115,8 @@ class ServingConfig:
             raise InputError(f"prefix_cache_bytes={self.prefix_cache_bytes} must be at least 0")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:
             raise InputError("poll_s and requests_per_minute must be positive")
+        if not 0 <= self.feedback_days <= 3650:
+            raise InputError(f"feedback_days={self.feedback_days} not in [0, 3650]")
 
     @property
     def url(self) -> str:

@@ -12,6 +12,7 @@ from handbill.errors import HandbillError
 from handbill.serving.checking import Check, Keep, approved, marked
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import ModelNotFoundError, UnavailableError
+from handbill.serving.feedback.store import open_feedback
 from handbill.serving.limits import Limits
 from handbill.serving.orm import utc_now
 from handbill.serving.registry import Registry, Route
@@ -66,6 +67,7 @@ class Gateway:
         self.config = config
         self.tokenizer = tokenizer
         self.tenants = tenants
+        self.feedback = open_feedback(config)
         self.limits = Limits(
             per_minute=config.requests_per_minute,
             burst=config.burst,
@@ -77,22 +79,35 @@ class Gateway:
     def start(self) -> None:
         """Begin to follow the registry."""
         self._registry.start(self.config.poll_s)
+        self.feedback.start()
 
     def close(self) -> None:
         """Stop following the registry; write what usage is left."""
         self._registry.close()
+        self.feedback.close()
         self.tenants.close()
 
     def models(self, caller: Caller) -> list[str]:
         """Every name the caller may use, all of them for what it is served now."""
         return _names(caller, self._registry.route(caller.tenant))
 
-    def route(self, caller: Caller, model: str) -> Route:
+    def route(self, caller: Caller, model: str, *, adapter: str = "") -> Route:
         """What the caller is served. The tenant decides, the name can only agree.
+
+        Args:
+            caller: Who asks.
+            model: A name of what the caller is served now.
+            adapter: Of a variant in an experiment; decides in the name's place.
 
         Raises:
             ModelNotFoundError: Any other name, whether or not it exists for someone else.
+            UnavailableError: The variant's adapter is not published now.
         """
+        if adapter:
+            variant = self._registry.variant(caller.tenant, adapter)
+            if variant is None:
+                raise UnavailableError("This variant's adapter is not published now.")
+            return variant
         route = self._registry.route(caller.tenant)
         if model not in _names(caller, route):
             raise ModelNotFoundError

@@ -167,6 +167,25 @@ class Registry:
         own = self._routes.get(check_tenant(tenant))
         return own or self._routes.get(GLOBAL_CHANNEL) or self._base_route()
 
+    def variant(self, tenant: str, adapter: str) -> Route | None:
+        """One of what a tenant could be served now, for an experiment that compares them.
+
+        Args:
+            tenant: Whose.
+            adapter: ``own``, ``global``, ``base``, or the digest of one of these.
+
+        Returns:
+            None when there is no such one now: an experiment goes no further back than what is
+            published.
+        """
+        there = {
+            "own": self._routes.get(check_tenant(tenant)),
+            "global": self._routes.get(GLOBAL_CHANNEL),
+            "base": self._base_route(),
+        }
+        by_digest = {route.digest: route for route in there.values() if route is not None}
+        return there.get(adapter) or by_digest.get(adapter)
+
     def refresh(self) -> None:
         """Look at every channel once; what fails keeps its last good version."""
         key = self._verifier.key

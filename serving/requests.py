@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from handbill.generator.prompts import CopyRequest
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import BadRequestError
+from handbill.serving.feedback.bodies import ShopperKey
 from handbill.serving.sequences import Sampling
 
 _TEXT: Final = 20_000
@@ -216,7 +217,11 @@ class CopyBody(Generation):
 
     Attributes:
         label: Where the words that say "made by a machine" stand in the text itself.
-        review: Keep copy that is blocked for a person of the tenant's; else no text is kept.
+        review: Keep copy that is blocked for a person of the tenant's.
+        feedback: Keep request and text with the copy's id, locked, to learn from what shoppers do
+            with it. Without ``review`` and ``feedback`` no text is kept.
+        shopper_key: Stands for the shopper the copy is for; only events of the same are taken.
+        experiment: Id of an experiment whose variant of this shopper decides what it varies.
     """
 
     DEFAULT_TEMPERATURE: ClassVar[float] = 0.7
@@ -234,6 +239,9 @@ class CopyBody(Generation):
     language: Field200 = "en"
     label: Literal["none", "start", "end"] = "none"
     review: bool = False
+    feedback: bool = False
+    shopper_key: ShopperKey | Literal[""] = ""
+    experiment: Annotated[str, Field(max_length=32)] = ""
 
     def request(self) -> CopyRequest:
         """What the generator is asked for.

@@ -32,10 +32,15 @@ class EventBody(BaseModel):
 
 
 class EventsBody(BaseModel):
-    """``POST /v1/events``."""
+    """``POST /v1/events``.
+
+    Attributes:
+        partial: Answer 200 also when every event is refused: each is named anyway.
+    """
 
     model_config = ConfigDict(extra="forbid")
     events: Annotated[list[EventBody], Field(min_length=1, max_length=MAX_EVENTS)]
+    partial: bool = False
 
 
 class ForgetBody(BaseModel):

@@ -108,8 +108,13 @@ class Feedback:
         }
         self._repository.add_served([row])
 
-    def take(self, tenant: str, events: Sequence[EventBody]) -> Taken:
+    def take(self, tenant: str, events: Sequence[EventBody], *, partial: bool = False) -> Taken:
         """Take in events; those that are there already change nothing.
+
+        Args:
+            tenant: Whose.
+            events: At least one.
+            partial: Return refusals also when nothing else is left of the batch.
 
         Raises:
             InputError: None can be used, or no feedback is kept here.
@@ -145,7 +150,7 @@ class Feedback:
             else:
                 _refuse(taken, places[mac], events[places[mac]], *_CONFLICT)
         taken.refused.sort(key=lambda refusal: int(refusal["index"]))
-        if taken.refused and not taken.accepted and not taken.repeated:
+        if not (partial or taken.accepted or taken.repeated):
             first_refusal = taken.refused[0]
             kind = MissingError if first_refusal["code"] == "unknown_copy" else InputError
             raise kind(first_refusal["message"])

@@ -15,6 +15,7 @@ from handbill.errors import HandbillError
 from handbill.server.cli import models_app, server_cli
 from handbill.serving.claims_commands import claims_app
 from handbill.serving.cli import copy, serve, tenants_app
+from handbill.serving.feedback.commands import events_app, experiments_app
 from handbill.serving.reviews_commands import reviews_app
 from handbill.simulations.cli import simulate
 from handbill.simulations.demo_command import demo
@@ -46,6 +47,8 @@ app.command()(serve)
 app.command()(copy)
 app.add_typer(claims_app, name="claims")
 app.add_typer(reviews_app, name="reviews")
+app.add_typer(events_app, name="events")
+app.add_typer(experiments_app, name="experiments")
 app.command()(simulate)
 app.command()(audit)
 
