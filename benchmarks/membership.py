@@ -14,7 +14,7 @@ import torch
 from handbill.clients.markets import find_shops
 from handbill.clients.membership import row_losses
 from handbill.clients.shop import load_shop
-from handbill.clients.trainer import ShopUsers
+from handbill.clients.shoppers import ShopUsers
 from handbill.generator.adapters import AdapterSpec
 from handbill.generator.base_models import make_tiny_base, resolve_base
 from handbill.generator.lora import LoraModel

@@ -38,6 +38,11 @@ class Merchant:
         dtype: What the frozen base computes in: ``float32``, or ``bfloat16``, half the size,
             with one shopper computed at a time.
         threads: CPU threads of the trainer; 0 leaves it to PyTorch.
+        feedback: What is learnt from feedback that was fetched: ``weighted``, the copy that shoppers
+            clicked; ``preference``, what they clicked before what they passed over; ``off``, nothing.
+        replay: Of a shopper with feedback: the share of older rows among what is drawn.
+        stop_at_rise: The shop's own adapter is trained no further once the loss on its product
+            descriptions rose by so many nats a token; 0 takes all steps.
     """
 
     id: str
@@ -49,9 +54,20 @@ class Merchant:
     device: str = "cpu"
     dtype: str = "float32"
     threads: int = 0
+    feedback: str = "weighted"
+    replay: float = 0.5
+    stop_at_rise: float = 0.0
 
     def __post_init__(self) -> None:
         check_tenant(self.id)
+        if self.feedback not in {"weighted", "preference", "off"}:
+            raise InputError(
+                f"{MERCHANT_FILE}: feedback={self.feedback!r}: weighted, preference or off"
+            )
+        if not 0 <= self.replay <= 1:
+            raise InputError(f"{MERCHANT_FILE}: replay={self.replay} not in [0, 1]")
+        if not 0 <= self.stop_at_rise < math.inf:
+            raise InputError(f"{MERCHANT_FILE}: stop_at_rise={self.stop_at_rise} is negative")
         if self.dtype not in {"float32", "bfloat16"}:
             raise InputError(f"{MERCHANT_FILE}: dtype={self.dtype!r}: float32 or bfloat16")
 

@@ -7,7 +7,7 @@ line and reason. Nothing here prints or logs what a row holds.
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -103,13 +103,7 @@ def split_users(
     """
     if not 0 <= held_out_fraction < 1:
         raise InputError(f"held_out_fraction={held_out_fraction} is not in [0, 1)")
-    key = hashlib.sha256(SPLIT_LABEL + seed_label.encode()).digest()
-
-    def is_held_out(user: str) -> bool:
-        named = f"{shop.info.id}\0{user}".encode()
-        digest = hashlib.blake2b(named, key=key, digest_size=8).digest()
-        return int.from_bytes(digest, "big") < held_out_fraction * 2**64
-
+    is_held_out = held_out_test(shop.info.id, fraction=held_out_fraction, seed_label=seed_label)
     held_out = {user for user in shop.by_user if is_held_out(user)}
     if len(held_out) == len(shop.by_user) or (held_out_fraction > 0 and not held_out):
         raise InputError(
@@ -117,6 +111,18 @@ def split_users(
             f"held_out_fraction={held_out_fraction}: one side stays empty; add shoppers"
         )
     return shop.of_users(shop.by_user.keys() - held_out), shop.of_users(held_out)
+
+
+def held_out_test(shop: str, *, fraction: float, seed_label: str) -> Callable[[str], bool]:
+    """Tell of any shopper of a shop on which side :func:`split_users` puts it."""
+    key = hashlib.sha256(SPLIT_LABEL + seed_label.encode()).digest()
+
+    def is_held_out(user: str) -> bool:
+        named = f"{shop}\0{user}".encode()
+        digest = hashlib.blake2b(named, key=key, digest_size=8).digest()
+        return int.from_bytes(digest, "big") < fraction * 2**64
+
+    return is_held_out
 
 
 def _shop_file(where: Path) -> Path:

@@ -9,19 +9,20 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from safetensors.numpy import save_file
 
 from handbill.clients.budget import Budget
+from handbill.clients.early_stop import CatalogueStop
+from handbill.clients.feedback import FEEDBACK_FILE, NO_FEEDBACK, Pair, read_feedback
 from handbill.clients.journal import Journal
-from handbill.clients.markets import find_shops
 from handbill.clients.merchant import (
     POLICY_FILE,
     PROGRESS_FILE,
@@ -31,7 +32,7 @@ from handbill.clients.merchant import (
     Policy,
 )
 from handbill.clients.secure_sums import SecureSums
-from handbill.clients.shop import ShopData, load_shop, split_users
+from handbill.clients.shoppers import ShopUsers, load_own_shop
 from handbill.clients.warmup import plain_step
 from handbill.errors import InputError, NonFiniteUpdateError, PolicyError, ProtocolError
 from handbill.federation.compression import compress
@@ -49,16 +50,16 @@ from handbill.generator.adapters import AdapterSpec, Tensors
 from handbill.generator.artifacts import load_or_create_key, load_public_key
 from handbill.generator.base_models import resolve_base
 from handbill.generator.lora import LoraModel
+from handbill.generator.preference import EncodedPair, PreferenceModel
 from handbill.generator.prompts import CopyRequest, EncodedExample, Example, encode_example
 from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.faults import faultpoint
 from handbill.privacy.noise import Noise, SecureNoise
 from handbill.privacy.software import package_digest
-from handbill.privacy.training import StepPlan, take_private_steps
+from handbill.privacy.training import PrivateModel, StepPlan, take_private_steps
 
 log = logging.getLogger(__name__)
 
-SPLIT_LABEL: Final = "held-out/v1"
 INVENTED: Final = Example(
     user="",
     item="",
@@ -66,28 +67,8 @@ INVENTED: Final = Example(
     text="A warm light for long evenings.",
 )
 CLOCK_SKEW_S: Final = 300.0  # that an operator's clock and a merchant's may differ
+CATALOGUE_ROWS: Final = 32  # descriptions that an early stop looks at
 CURVE_ROWS: Final = 8  # held-out rows looked at in every round, for the shop's own curve
-
-
-@dataclass(frozen=True, slots=True)
-class ShopUsers:
-    """A shop's rows by shopper, split once into shoppers to train on and shoppers held out.
-
-    ``catalogue`` is what the shop says of its products, with no shopper in it.
-    """
-
-    train: tuple[tuple[Example, ...], ...]
-    held_out: tuple[Example, ...]
-    rejected: int
-    catalogue: tuple[Example, ...] = ()
-
-    @classmethod
-    def of(cls, shop: ShopData, *, held_out: float) -> "ShopUsers":
-        """Split a shop's shoppers; one row of each held-out shopper is measured on."""
-        train, rest = split_users(shop, held_out_fraction=held_out, seed_label=SPLIT_LABEL)
-        rows = tuple(rows[0] for _, rows in sorted(rest.by_user.items()))
-        users = tuple(rows for _, rows in sorted(train.by_user.items()))
-        return cls(users, rows, len(shop.rejects), shop.catalogue)
 
 
 class Trainer:
@@ -121,7 +102,14 @@ class Trainer:
         self.policy.check_installed(software=package_digest(), base=self._base.digest)
         self._model = model
         self._encoded: dict[Example, EncodedExample] = {}
-        self.users = ShopUsers.of(_load(self.merchant), held_out=self.policy.held_out)
+        off = self.merchant.feedback == "off"
+        self.users = ShopUsers.of(
+            load_own_shop(self.merchant),
+            held_out=self.policy.held_out,
+            feedback=NO_FEEDBACK if off else read_feedback(home / FEEDBACK_FILE),
+            objective=self.merchant.feedback,
+            replay=self.merchant.replay,
+        )
 
     def handle(self, message: bytes) -> bytes:
         """Answer one instruction of the server with one signed report.
@@ -212,6 +200,11 @@ class Trainer:
                 )
         return [self._encoded[row] for row in rows]
 
+    def _encode_any(self, row: Example | Pair, recipe: Recipe) -> EncodedExample | EncodedPair:
+        if isinstance(row, Pair):
+            return EncodedPair(*self.encode((row.chosen, row.rejected), recipe))
+        return self.encode((row,), recipe)[0]
+
     def _warm_up(self, asked: Instruction, weights: Tensors) -> Tensors:
         """One step on product descriptions, without noise; returns local minus global weights."""
         recipe = asked.recipe
@@ -259,7 +252,16 @@ class Trainer:
             adapt=AdaptiveClipping(quantile=quantile) if quantile else None,
             earlier=as_gradients(self._journal.updates(asked.run), recipe) if personal else (),
         )
-        norm = take_private_steps(model, users, plan, noise=self._noise)
+        stop = self._early_stop(model, recipe) if personal else None
+        pairs = [row for rows in users for row in rows if isinstance(row, EncodedPair)]
+        together = 1 if plan.apart else recipe.batch_rows
+        learner: PrivateModel[Any] = model
+        if pairs:
+            learner = PreferenceModel(model, pairs, batch_rows=together)
+        go_on = stop.go_on if stop else lambda: True
+        norm = take_private_steps(learner, users, plan, noise=self._noise, go_on=go_on)
+        if stop:
+            model.load(stop.best())
         if quantile:
             self._journal.keep_clipping_norm(asked.run, norm)
         self._note_trained(asked, started)
@@ -267,14 +269,25 @@ class Trainer:
         self._keep_adapters(asked, weights, trained if personal else None)
         return {n: (trained[n] - weights[n]).astype(np.float32) for n in trained}
 
-    def _usable(self, recipe: Recipe) -> list[list[EncodedExample]]:
+    def _early_stop(self, model: LoraModel, recipe: Recipe) -> CatalogueStop | None:
+        """Watch the shop's own adapter on its catalogue, if it is to be stopped by that."""
+        rise = self.merchant.stop_at_rise
+        rows = self.encode(self.users.catalogue[:CATALOGUE_ROWS], recipe)
+        rows = [row for row in rows if len(row) > row.n_prompt]
+        if not rise or not rows:
+            return None
+        return CatalogueStop(model, rows, rise=rise, batch_rows=recipe.batch_rows)
+
+    def _usable(self, recipe: Recipe) -> list[list[EncodedExample | EncodedPair]]:
         """Shoppers to train on: their rows as token ids, those without a token of copy left out.
 
         Raises:
             PolicyError: Too few are left. How many is private: the server reads this error.
         """
-        encoded = (self.encode(rows, recipe) for rows in self.users.train)
-        users = [[row for row in rows if len(row) > row.n_prompt + 1] for rows in encoded]
+        users: list[list[EncodedExample | EncodedPair]] = []
+        for rows in self.users.lessons:
+            encoded = (self._encode_any(row, recipe) for row in rows)
+            users.append([row for row in encoded if row.has_copy])
         users = [rows for rows in users if rows]
         if len(users) < self.policy.min_users:
             raise PolicyError(
@@ -363,11 +376,3 @@ def _check_time(expires_at: float) -> None:
             f"UTC, which this merchant's clock says; nothing was spent. It was held back, or that "
             f"clock is so much ahead of the operator's, or more: set both clocks"
         )
-
-
-def _load(merchant: Merchant) -> ShopData:
-    describe = Path(merchant.describe) if merchant.describe else None
-    for source in find_shops(Path(merchant.data), describe=describe):
-        if source.info.id == merchant.id:
-            return load_shop(source)
-    raise InputError(f"{merchant.data}: holds no shop {merchant.id!r}")

@@ -87,7 +87,7 @@ class LoraModel:
         }
 
     def row_losses(self, rows: Sequence[EncodedExample]) -> Tensor:
-        """Mean cross-entropy of each row's copy, in nats a token, shape (B,).
+        """Mean cross-entropy of each row's copy times its weight, in nats a token, shape (B,).
 
         Each row is divided by its own number of tokens: a mean over the whole batch would couple
         the rows and void the sensitivity bound. Rows are padded on the right, where causal
@@ -106,7 +106,8 @@ class LoraModel:
         )
         counts_B = torch.bincount(row_N, minlength=len(rows))
         sums_B = losses_N.new_zeros(len(rows)).index_add(0, row_N, losses_N)
-        return sums_B / counts_B
+        weight_B = sums_B.new_tensor([row.weight for row in rows])
+        return sums_B / counts_B * weight_B
 
     @torch.inference_mode()
     def held_out_loss(self, rows: Sequence[EncodedExample], *, batch: int = 8) -> float:

@@ -55,23 +55,34 @@ class CopyRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row of a shopper: a request and the copy that answers it."""
+    """One row of a shopper: a request and the copy that answers it.
+
+    Attributes:
+        weight: How much learning from it counts, beside the shopper's other rows.
+    """
 
     user: str
     item: str
     request: CopyRequest
     text: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """Token ids of prompt and copy; the loss is taken on ``ids[n_prompt:]`` only."""
+    """Token ids of prompt and copy; the loss is taken on ``ids[n_prompt:]`` only, times ``weight``."""
 
     ids: tuple[int, ...]
     n_prompt: int
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def has_copy(self) -> bool:
+        """Whether there is more of copy than its end."""
+        return len(self.ids) > self.n_prompt + 1
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
@@ -160,7 +171,8 @@ def encode_example(
     """Token ids of one row: its prompt, its copy (cut at ``max_copy_tokens``) and the end mark."""
     prompt = render_prompt(tokenizer, example.request, max_tokens=max_prompt_tokens)
     copy = plain_ids(tokenizer, example.text.strip())[: max_copy_tokens - 1]
-    return EncodedExample((*prompt, *copy, turn_end_id(tokenizer)), len(prompt))
+    ids = (*prompt, *copy, turn_end_id(tokenizer))
+    return EncodedExample(ids, len(prompt), example.weight)
 
 
 def _shorten(tokenizer: Any, text: str, max_tokens: int) -> str:

@@ -7,7 +7,7 @@ the average is clipped.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -74,7 +74,12 @@ class StepPlan:
 
 
 def take_private_steps(
-    model: PrivateModel[Row], users: Sequence[Sequence[Row]], plan: StepPlan, *, noise: Noise
+    model: PrivateModel[Row],
+    users: Sequence[Sequence[Row]],
+    plan: StepPlan,
+    *,
+    noise: Noise,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> float:
     """Take ``plan.event.steps`` private steps; the ledger must hold the event already.
 
@@ -83,6 +88,8 @@ def take_private_steps(
         users: Every shopper's rows. Which of them are sampled never leaves this call.
         plan: How to step.
         noise: Source of the samples and of the noise.
+        go_on: Asked after each step; the rest is not taken when it says no. It may look at the
+            model, which is private already, and at what is public, and at nothing else.
 
     Returns:
         The clipping norm after the last step: the plan's, or where ``adapt`` brought it.
@@ -108,6 +115,8 @@ def take_private_steps(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             faultpoint("step.after_noise")
+            if not go_on():
+                break
     return optimizer.max_grad_norm
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from handbill.clients.markets import find_shops
 from handbill.clients.merchant import Policy
 from handbill.clients.shop import load_shop
-from handbill.clients.trainer import ShopUsers, as_gradients
+from handbill.clients.shoppers import ShopUsers
+from handbill.clients.trainer import as_gradients
 from handbill.federation.aggregation import MeanAccumulator, ServerOptimizer
 from handbill.federation.messages import Recipe
 from handbill.generator.adapters import Tensors

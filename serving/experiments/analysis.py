@@ -27,11 +27,11 @@ def analyse(design: Design, outcomes: Outcomes) -> dict[str, Any]:
     shared = design.alpha / max(1, k - 1)
     rates = []
     for number in range(k):
-        mine = outcomes.arm_N == number
+        mine = outcomes.arm == number
         rates.append(confidence_sequence(int(hit_N[mine].sum()), int(mine.sum()), alpha=shared / 2))
     variants = [_variant(design, outcomes, number) | {"against_first": None} for number in range(k)]
     for number in range(1, k):
-        p = pair_p(outcomes.arm_N, outcomes.share_NK, hit_N, first=0, second=number)
+        p = pair_p(outcomes.arm, outcomes.share, hit_N, first=0, second=number)
         variants[number]["against_first"] = {
             "difference": rates[number].value - rates[0].value,
             "always_valid": [
@@ -40,12 +40,12 @@ def analyse(design: Design, outcomes: Outcomes) -> dict[str, Any]:
             ],
             "p": min(1.0, p * (k - 1)),
         }
-    ratio_p = sample_ratio_p(outcomes.arm_N, outcomes.share_NK)
+    ratio_p = sample_ratio_p(outcomes.arm, outcomes.share)
     found = [v for v in variants if v["against_first"] and v["against_first"]["p"] <= design.alpha]
     broken = ratio_p < _BROKEN_P
     return {
         "metric": design.metric,
-        "shoppers": len(outcomes.arm_N),
+        "shoppers": len(outcomes.arm),
         "waiting": outcomes.waiting,
         "variants": variants,
         "sample_ratio_p": ratio_p,
@@ -57,15 +57,15 @@ def analyse(design: Design, outcomes: Outcomes) -> dict[str, Any]:
 
 def _variant(design: Design, outcomes: Outcomes, number: int) -> dict[str, Any]:
     alpha = design.alpha
-    mine_N = outcomes.arm_N == number
+    mine_N = outcomes.arm == number
     shoppers = int(mine_N.sum())
-    impressions, clicks = outcomes.impressions_N[mine_N], outcomes.clicks_N[mine_N]
+    impressions, clicks = outcomes.impressions[mine_N], outcomes.clicks[mine_N]
     facts: dict[str, Any] = {
         "name": design.variants[number].name,
         "shoppers": shoppers,
         "impressions": int(impressions.sum()),
         "clicks": int(clicks.sum()),
-        "conversions": int(outcomes.conversions_N[mine_N].sum()),
+        "conversions": int(outcomes.conversions[mine_N].sum()),
     }
     for name, metric in (("click_rate", "click"), ("conversion_rate", "conversion")):
         hits = int(outcomes.hits(metric)[mine_N].sum())
@@ -86,18 +86,18 @@ def _variant(design: Design, outcomes: Outcomes, number: int) -> dict[str, Any]:
 
 def _for_everybody(design: Design, outcomes: Outcomes, number: int) -> dict[str, Any]:
     """The rate, had everybody been shown this variant: what a bandit's own means do not tell."""
-    n = len(outcomes.arm_N)
+    n = len(outcomes.arm)
     reward_N = outcomes.hits(design.metric).astype(float)
-    other_NK = np.zeros_like(outcomes.share_NK)
+    other_NK = np.zeros_like(outcomes.share)
     other_NK[:, number] = 1.0
-    model_N, other_model_N = crossed_model(outcomes.arm_N, reward_N, other_NK)
+    model_N, other_model_N = crossed_model(outcomes.arm, reward_N, other_NK)
     rows = np.arange(n)
     log = Logged(
-        reward_N=reward_N,
-        chance_N=outcomes.share_NK[rows, outcomes.arm_N],
-        other_N=other_NK[rows, outcomes.arm_N],
-        model_N=model_N,
-        other_model_N=other_model_N,
+        reward=reward_N,
+        chance=outcomes.share[rows, outcomes.arm],
+        other=other_NK[rows, outcomes.arm],
+        model=model_N,
+        other_model=other_model_N,
     )
     return to_dict(log, alpha=design.alpha)
 

@@ -38,32 +38,32 @@ class Logged:
     """A log as one policy looks at it.
 
     Attributes:
-        reward_N: What came of each decision.
-        chance_N: Chance of the logged choice when it was made.
-        other_N: The other policy's chance of the same choice in the same situation.
-        model_N: q of the logged choice: an expected reward that does not know this reward.
-        other_model_N: Mean of q over the other policy's choices in the situation.
-        cluster_N: Who the decision was about; decisions about one shopper count as one. None
+        reward: What came of each decision, all of shape (N,).
+        chance: Chance of the logged choice when it was made.
+        other: The other policy's chance of the same choice in the same situation.
+        model: q of the logged choice: an expected reward that does not know this reward.
+        other_model: Mean of q over the other policy's choices in the situation.
+        cluster: Who the decision was about; decisions about one shopper count as one. None
             makes each its own.
     """
 
-    reward_N: Floats
-    chance_N: Floats
-    other_N: Floats
-    model_N: Floats
-    other_model_N: Floats
-    cluster_N: NDArray[np.int64] | None = None
+    reward: Floats
+    chance: Floats
+    other: Floats
+    model: Floats
+    other_model: Floats
+    cluster: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.reward_N):
+        if not len(self.reward):
             raise InputError("off-policy evaluation: the log is empty")
-        if not (np.all(self.chance_N > 0) and np.all(self.chance_N <= 1)):
+        if not (np.all(self.chance > 0) and np.all(self.chance <= 1)):
             raise InputError("off-policy evaluation: a logged chance is not in (0, 1]")
 
     @property
     def weight_N(self) -> Floats:
         """w, how much more often the other policy would have made each choice."""
-        return self.other_N / self.chance_N
+        return self.other / self.chance
 
     @property
     def effective(self) -> float:
@@ -87,24 +87,24 @@ def off_policy_value(log: Logged, estimator: str, *, alpha: float = 0.05) -> Est
     Raises:
         InputError: There is no such estimator.
     """
-    weight_N, n = log.weight_N, len(log.reward_N)
+    weight_N, n = log.weight_N, len(log.reward)
     if estimator == "ips":
-        part_N = weight_N * log.reward_N
+        part_N = weight_N * log.reward
         value = float(part_N.mean())
         influence_N = part_N - value
     elif estimator == "snips":
         mean_weight = float(weight_N.mean())
-        value = float((weight_N * log.reward_N).mean()) / mean_weight if mean_weight else 0.0
-        influence_N = weight_N * (log.reward_N - value) / (mean_weight or 1.0)
+        value = float((weight_N * log.reward).mean()) / mean_weight if mean_weight else 0.0
+        influence_N = weight_N * (log.reward - value) / (mean_weight or 1.0)
     elif estimator == "dr":
-        part_N = log.other_model_N + weight_N * (log.reward_N - log.model_N)
+        part_N = log.other_model + weight_N * (log.reward - log.model)
         value = float(part_N.mean())
         influence_N = part_N - value
     else:
         raise InputError(f"estimator: {estimator[:40]!r} is not one of {', '.join(ESTIMATORS)}")
-    if log.cluster_N is not None:
-        influence_N = np.bincount(log.cluster_N, weights=influence_N)
-        influence_N = influence_N[np.unique(log.cluster_N)]
+    if log.cluster is not None:
+        sums: Floats = np.bincount(log.cluster, weights=influence_N).astype(np.float64)
+        influence_N = sums[np.unique(log.cluster)]
     clusters = len(influence_N)
     if clusters < 2:
         return Estimate(value=value, low=0.0, high=1.0)
@@ -132,7 +132,7 @@ def crossed_model(
     strength: float = 50.0,
     folds: int = 5,
 ) -> tuple[Floats, Floats]:
-    """q for :class:`Logged`: means by choice, each decision's from the other folds' rewards.
+    """Q for :class:`Logged`: means by choice, each decision's from the other folds' rewards.
 
     A model that has seen the reward it is to correct would hide the error it corrects.
 
@@ -144,7 +144,7 @@ def crossed_model(
         folds: Decision i is in fold ``i % folds``.
 
     Returns:
-        ``model_N`` and ``other_model_N``.
+        ``model`` and ``other_model``.
     """
     n, groups = other_NG.shape
     model_N, other_model_N = np.zeros(n), np.zeros(n)

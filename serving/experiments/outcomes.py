@@ -54,24 +54,24 @@ class Outcomes:
     """Shoppers whose window has passed, in order, and how many still wait.
 
     Attributes:
-        arm_N: Variant of each shopper.
-        share_NK: Chances of the variants when the shopper's was drawn.
-        impressions_N: At least 1 for who is here: a click without an impression was one.
-        clicks_N: Not more than impressions.
-        conversions_N: How many.
+        arm: Variant of each shopper, shape (N,).
+        share: Chances of the variants when the shopper's was drawn, shape (N, K).
+        impressions: At least 1 for who is here: a click without an impression was one.
+        clicks: Not more than impressions.
+        conversions: How many.
         waiting: Shoppers whose window is still open.
     """
 
-    arm_N: Numbers
-    share_NK: Floats
-    impressions_N: Numbers
-    clicks_N: Numbers
-    conversions_N: Numbers
+    arm: Numbers
+    share: Floats
+    impressions: Numbers
+    clicks: Numbers
+    conversions: Numbers
     waiting: int
 
     def hits(self, metric: str) -> Numbers:
         """Whether each shopper did it: ``click`` or ``conversion``."""
-        counts = self.clicks_N if metric == "click" else self.conversions_N
+        counts = self.clicks if metric == "click" else self.conversions
         return (counts > 0).astype(np.int64)
 
 
@@ -105,10 +105,10 @@ def gather(
     impressions = [max(1, row.counts["impression"]) for row in ready]
     clicks = [min(row.counts["click"], seen) for row, seen in zip(ready, impressions, strict=True)]
     return Outcomes(
-        arm_N=np.array([row.drawn.variant for row in ready], dtype=np.int64),
-        share_NK=np.array([row.drawn.shares for row in ready]).reshape(len(ready), variants),
-        impressions_N=np.array(impressions, dtype=np.int64),
-        clicks_N=np.array(clicks, dtype=np.int64),
-        conversions_N=np.array([row.counts["conversion"] for row in ready], dtype=np.int64),
+        arm=np.array([row.drawn.variant for row in ready], dtype=np.int64),
+        share=np.array([row.drawn.shares for row in ready]).reshape(len(ready), variants),
+        impressions=np.array(impressions, dtype=np.int64),
+        clicks=np.array(clicks, dtype=np.int64),
+        conversions=np.array([row.counts["conversion"] for row in ready], dtype=np.int64),
         waiting=len(rows) - len(ready),
     )

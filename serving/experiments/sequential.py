@@ -79,9 +79,7 @@ def always_valid_p(log_evidence_N: Floats) -> Floats:
     return np.asarray(np.exp(-best_N), dtype=np.float64)
 
 
-def pair_p(
-    arm_N: Numbers, share_NK: Floats, hit_N: Numbers, *, first: int, second: int
-) -> float:
+def pair_p(arm_N: Numbers, share_NK: Floats, hit_N: Numbers, *, first: int, second: int) -> float:
     """The always-valid p-value of two variants, from the shoppers who saw either.
 
     Given that it was one of the two, which one it was is still drawn with known shares.

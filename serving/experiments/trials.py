@@ -139,7 +139,7 @@ class Experiments:
         if time.monotonic() - read_s > _FRESH_S:
             outcomes = self._outcomes(row, design)
             hit_N = outcomes.hits(design.metric)
-            arms = [outcomes.arm_N == number for number in range(len(design.variants))]
+            arms = [outcomes.arm == number for number in range(len(design.variants))]
             shares = thompson_shares(
                 [int(hit_N[mine].sum()) for mine in arms],
                 [int(mine.sum()) for mine in arms],

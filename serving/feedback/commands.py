@@ -47,7 +47,15 @@ def send(
     total = {"accepted": 0, "repeated": 0, "refused": 0}
     refused: list[dict[str, Any]] = []
     for lines, batch in _batches(_events(file)):
-        answer = ask("POST", url, "/v1/events", body={"events": batch, "partial": True}, key=key, shop=shop, home=home)
+        answer = ask(
+            "POST",
+            url,
+            "/v1/events",
+            body={"events": batch, "partial": True},
+            key=key,
+            shop=shop,
+            home=home,
+        )
         total["accepted"] += answer["accepted"]
         total["repeated"] += answer["repeated"]
         refused += [
@@ -165,7 +173,10 @@ def show(
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Show rates with intervals and what can be said of the difference, at any time."""
-    _show(ask("GET", url, f"/v1/experiments/{experiment}", key=key, shop=shop, home=home), as_json=as_json)
+    _show(
+        ask("GET", url, f"/v1/experiments/{experiment}", key=key, shop=shop, home=home),
+        as_json=as_json,
+    )
 
 
 @experiments_app.command("stop")
@@ -264,7 +275,9 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
             "is one variant blocked or shown less often?"
         )
     elif result["different"]:
-        console.print(f"different from the first: {', '.join(result['different'])}; best: {result['best']}")
+        console.print(
+            f"different from the first: {', '.join(result['different'])}; best: {result['best']}"
+        )
     else:
         console.print("no difference shown yet; you may look as often as you like")
 

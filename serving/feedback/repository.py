@@ -31,9 +31,7 @@ class FeedbackRepository:
         with Session(self._engine) as session, session.begin():
             session.execute(insert(ServedRow), [dict(row) for row in rows])
 
-    def served(
-        self, tenant: str, ids: Collection[str], *, since: datetime
-    ) -> dict[str, ServedRow]:
+    def served(self, tenant: str, ids: Collection[str], *, since: datetime) -> dict[str, ServedRow]:
         """A tenant's served copy, by id."""
         with Session(self._engine, expire_on_commit=False) as session:
             rows = session.scalars(
@@ -160,7 +158,9 @@ class FeedbackRepository:
                 )
             )
         if row is None:
-            raise MissingError("experiment: you have none of this id; GET /v1/experiments lists yours")
+            raise MissingError(
+                "experiment: you have none of this id; GET /v1/experiments lists yours"
+            )
         return row
 
     def experiments(self, tenant: str) -> Sequence[ExperimentRow]:

@@ -170,7 +170,9 @@ class Feedback:
 
     def forget_shopper(self, tenant: str, shopper: str) -> dict[str, int]:
         """Delete one shopper's events, copy written for the shopper, and place in experiments."""
-        counts = self._repository.forget_shopper(tenant, self._sealing.keys(tenant).shopper(shopper))
+        counts = self._repository.forget_shopper(
+            tenant, self._sealing.keys(tenant).shopper(shopper)
+        )
         log.info("shopper_forgotten", extra={"tenant": tenant})
         return counts
 
@@ -232,7 +234,11 @@ def _row(
     shopper, event_mac = keys.shopper(event.shopper), keys.mac("event", event.id)
     given = _utc(event.time).isoformat() if event.time else ""
     content = json.dumps([event.copy_id, event.kind, shopper, given, event.value])
-    facts = {"kind": event.kind, "shopper": event.shopper, "time": given or now.isoformat()}
+    facts: dict[str, Any] = {
+        "kind": event.kind,
+        "shopper": event.shopper,
+        "time": given or now.isoformat(),
+    }
     if event.value is not None:
         facts["value"] = event.value
     return {

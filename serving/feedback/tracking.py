@@ -52,9 +52,7 @@ class Tracking:
             async for index, delta in pieces:
                 if answer.tracked and delta.text:  # copy comes whole, because it was checked first
                     served = self._served(answer, index, delta.text)
-                    await run_in_threadpool(
-                        self.gateway.feedback.keep, self.caller.tenant, served
-                    )
+                    await run_in_threadpool(self.gateway.feedback.keep, self.caller.tenant, served)
                 yield index, delta
 
     def _served(self, answer: CopyAnswer, index: int, text: str) -> Served:

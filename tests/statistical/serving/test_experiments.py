@@ -12,7 +12,12 @@ from scipy.stats import binom
 
 from handbill.serving.experiments.allocation import thompson_shares
 from handbill.serving.experiments.intervals import clustered_share, wilson
-from handbill.serving.experiments.offpolicy import ESTIMATORS, Logged, crossed_model, off_policy_value
+from handbill.serving.experiments.offpolicy import (
+    ESTIMATORS,
+    Logged,
+    crossed_model,
+    off_policy_value,
+)
 from handbill.serving.experiments.sequential import always_valid_p, confidence_sequence, evidence
 
 pytestmark = pytest.mark.statistical
@@ -132,11 +137,11 @@ def test_off_policy_intervals_hold_a_value_that_is_known():
         reward_N = (draws.random(3000) < rates[arm_N]).astype(float)
         model_N, other_model_N = crossed_model(arm_N, reward_N, np.tile(other, (3000, 1)))
         log = Logged(
-            reward_N=reward_N,
-            chance_N=logging[arm_N],
-            other_N=other[arm_N],
-            model_N=model_N,
-            other_model_N=other_model_N,
+            reward=reward_N,
+            chance=logging[arm_N],
+            other=other[arm_N],
+            model=model_N,
+            other_model=other_model_N,
         )
         for name in ESTIMATORS:
             found = off_policy_value(log, name)

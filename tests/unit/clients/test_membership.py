@@ -15,7 +15,8 @@ from handbill.clients.markets import find_shops
 from handbill.clients.membership import audit_shop
 from handbill.clients.merchant import LEDGER_FILE
 from handbill.clients.shop import load_shop
-from handbill.clients.trainer import ShopUsers, Trainer
+from handbill.clients.shoppers import ShopUsers
+from handbill.clients.trainer import Trainer
 from handbill.errors import MissingError
 from handbill.federation.messages import Recipe
 from handbill.generator.adapters import AdapterSpec

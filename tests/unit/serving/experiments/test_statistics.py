@@ -121,11 +121,11 @@ def log_of(rng, n, *, other, model=None):
     other_NG = np.tile(other, (n, 1))
     model_N, other_model_N = crossed_model(arm_N, reward_N, other_NG) if model is None else model
     return Logged(
-        reward_N=reward_N,
-        chance_N=np.full(n, 0.25),
-        other_N=other_NG[np.arange(n), arm_N],
-        model_N=model_N,
-        other_model_N=other_model_N,
+        reward=reward_N,
+        chance=np.full(n, 0.25),
+        other=other_NG[np.arange(n), arm_N],
+        model=model_N,
+        other_model=other_model_N,
     )
 
 
@@ -152,9 +152,11 @@ def test_dr_is_right_with_a_wrong_model_and_tighter_with_a_good_one():
 def test_the_same_decisions_by_one_shopper_are_one():
     other = np.array([0.1, 0.1, 0.1, 0.7])
     log = log_of(np.random.default_rng(5), 500, other=other)
-    fields = {name: np.repeat(getattr(log, name), 4) for name in Logged.__slots__ if name[-2:] == "_N" and name != "cluster_N"}
+    fields = {
+        name: np.repeat(getattr(log, name), 4) for name in Logged.__slots__ if name != "cluster"
+    }
     apart = off_policy_value(Logged(**fields), "ips")
-    together = off_policy_value(Logged(**fields, cluster_N=np.repeat(np.arange(500), 4)), "ips")
+    together = off_policy_value(Logged(**fields, cluster=np.repeat(np.arange(500), 4)), "ips")
     one = off_policy_value(log, "ips")
     assert together.high - together.low == pytest.approx(one.high - one.low, rel=0.02)
     assert apart.high - apart.low == pytest.approx((one.high - one.low) / 2, rel=0.02)
@@ -163,7 +165,7 @@ def test_the_same_decisions_by_one_shopper_are_one():
 def test_a_log_without_chances_is_refused():
     ones = np.ones(2)
     with pytest.raises(InputError, match="chance"):
-        Logged(reward_N=ones, chance_N=np.zeros(2), other_N=ones, model_N=ones, other_model_N=ones)
+        Logged(reward=ones, chance=np.zeros(2), other=ones, model=ones, other_model=ones)
     none = np.zeros(0)
     with pytest.raises(InputError, match="empty"):
-        Logged(reward_N=none, chance_N=none, other_N=none, model_N=none, other_model_N=none)
+        Logged(reward=none, chance=none, other=none, model=none, other_model=none)

@@ -12,7 +12,10 @@ from handbill.cli import app
 from handbill.errors import HandbillError, InputError
 
 run = CliRunner()
-DESIGN = {"name": "tone", "variants": [{"name": "plain"}, {"name": "warm", "settings": {"tone": "warm"}}]}
+DESIGN = {
+    "name": "tone",
+    "variants": [{"name": "plain"}, {"name": "warm", "settings": {"tone": "warm"}}],
+}
 
 
 @pytest.fixture
@@ -97,3 +100,40 @@ def test_an_operator_forgets_a_tenants_feedback(typed, tmp_path, monkeypatch):
     told = run.invoke(app, ["tenants", "forget", "acme", "--home", str(tmp_path)]).stdout
     assert told == "deleted 1 events of acme and its key\n"
     assert service.send("GET", "/v1/events").json()["data"] == []
+
+
+def test_a_merchant_fetches_its_own_feedback_to_train_on(typed, make_home, tmp_path):
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from handbill.clients.feedback import FEEDBACK_FILE
+
+    folder = make_home(Ed25519PrivateKey.generate().public_key(), folder=tmp_path / "shops")
+    service, events = typed.service, []
+    for number, feedback in enumerate((True, True, False)):
+        body = {"title": "Lamp", "feedback": feedback}
+        copy = service.post("/v1/copy", body).json()["copies"][0]["copy_id"]
+        user = ("s00001", "stranger", "s00002")[number]
+        events.append({"id": f"e{number}", "copy_id": copy, "kind": "click", "shopper": user})
+    service.post("/v1/events", {"events": events})
+    home = ("--home", tmp_path)
+    told = typed("client", "feedback", *home)
+    assert told.exit_code == 0
+    assert "3 events of 2 shoppers, 1 of them known to the shop" in told.stdout
+    assert "2 clicked" in told.stdout
+    assert "1 events are on copy whose text was not kept" in told.stderr
+    facts = json.loads(typed("client", "feedback", "--json", *home).stdout)
+    assert (facts["events"], facts["clicked"], facts["pairs"]) == (3, 2, 0)
+    service.send("DELETE", "/v1/events", json={"shopper": "stranger"})
+    assert json.loads(typed("client", "feedback", "--json", *home).stdout)["events"] == 2
+    assert "stranger" not in (folder / FEEDBACK_FILE).read_text()
+    keys = tmp_path / "keys.csv"
+    keys.write_text("key,user\ns00001,s00009\n")
+    with pytest.raises(InputError, match="has a key that is not in the file"):
+        typed("client", "feedback", "--shoppers", keys, *home)
+    keys.write_text("key,user\ns00001,s00009\ns00002,s00009\n")
+    typed("client", "feedback", "--shoppers", keys, *home)
+    named = [json.loads(line)["shopper"] for line in (folder / FEEDBACK_FILE).open()]
+    assert named == ["s00009", "s00009"]
+    typed.service.keys["acme"] = "hb_wrong"
+    with pytest.raises(HandbillError, match="401"):
+        typed("client", "feedback", *home)

@@ -220,7 +220,9 @@ def test_times_lie_between_serving_and_now(shop):
 
 def test_streamed_copy_has_an_id_that_events_can_name(shop):
     answer = shop.post("/v1/copy", COPY | {"stream": True})
-    chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    chunks = [
+        json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")
+    ]
     (copy,) = [chunk["copy_id"] for chunk in chunks if "copy_id" in chunk]
     assert send(shop, event(copy)).json()["accepted"] == 1
 
@@ -245,7 +247,11 @@ def test_without_the_key_file_nothing_is_taken_and_nobody_is_told_where_it_lay(s
 
 def test_a_service_tidies_by_itself(shop, monkeypatch):
     tidied = []
-    monkeypatch.setattr(Feedback, "tidy", lambda self: tidied.append(self))
+
+    def tidy(self):
+        tidied.append(self)
+
+    monkeypatch.setattr(Feedback, "tidy", tidy)
     shop.gateway.feedback.start()
     shop.gateway.feedback.close()
     assert tidied == [shop.gateway.feedback]

@@ -204,7 +204,10 @@ def test_an_experiment_stops_by_itself_before_its_first_events_go(scripted):
 
 def test_another_tenants_experiment_is_as_unknown_as_none(shop):
     theirs = make(shop)
-    for path, method in ((f"/v1/experiments/{theirs}", "GET"), (f"/v1/experiments/{theirs}/stop", "POST")):
+    for path, method in (
+        (f"/v1/experiments/{theirs}", "GET"),
+        (f"/v1/experiments/{theirs}/stop", "POST"),
+    ):
         foreign = shop.send(method, path, tenant="bolt")
         unknown = shop.send(method, path.replace(theirs, "exp-0"), tenant="bolt")
         assert foreign.status_code == 404
