@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -122,8 +123,22 @@ def folder_digest(path: Path) -> str:
     return digest
 
 
-def make_tiny_base(folder: Path, *, seed: int = 0, layers: int = 2, hidden: int = 64) -> Path:
+def make_tiny_base(
+    folder: Path,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    hidden: int = 64,
+    texts: Iterable[str] = (),
+) -> Path:
     """Write a tiny random Llama with a tiny vocabulary: for tests and simulations.
+
+    Args:
+        folder: Where to.
+        seed: Of the weights.
+        layers: How many.
+        hidden: Their width.
+        texts: The words of these become tokens, too.
 
     Returns:
         The folder, which :func:`resolve_base` takes as a name.
@@ -146,7 +161,7 @@ def make_tiny_base(folder: Path, *, seed: int = 0, layers: int = 2, hidden: int 
         special_tokens=specials,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    raw.train_from_iterator([*SCENARIOS.values(), _FRAME], trainer)
+    raw.train_from_iterator([*SCENARIOS.values(), _FRAME, *texts], trainer)
     vocabulary = raw.get_vocab()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,

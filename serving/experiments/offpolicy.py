@@ -17,16 +17,14 @@ Three estimators, each with an interval from what single decisions add to it (th
 Axes: N logged decisions.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from handbill.errors import InputError
-from handbill.serving.experiments.intervals import Estimate
+from handbill.serving.experiments.intervals import Estimate, wilson
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -76,8 +74,8 @@ class Logged:
 def off_policy_value(log: Logged, estimator: str, *, alpha: float = 0.05) -> Estimate:
     """The other policy's mean reward, with an interval for one look.
 
-    The interval takes Student's t with as many degrees of freedom as the log is worth decisions
-    to the other policy, since few heavy ones decide. Rewards are in [0, 1], and so is it.
+    Rewards are in [0, 1], mostly 0, and few heavy decisions decide: the mean's distribution leans.
+    So the interval is Wilson's, with as many trials as would give the share the variance found.
 
     Args:
         log: See :class:`Logged`.
@@ -108,10 +106,15 @@ def off_policy_value(log: Logged, estimator: str, *, alpha: float = 0.05) -> Est
     clusters = len(influence_N)
     if clusters < 2:
         return Estimate(value=value, low=0.0, high=1.0)
-    spread = math.sqrt(clusters / (clusters - 1) * float(influence_N @ influence_N)) / n
-    half = float(student.ppf(1 - alpha / 2, max(1.0, log.effective - 1))) * spread
-    low, high = max(0.0, value - half), min(1.0, value + half)
-    return Estimate(value=value, low=min(low, value), high=max(high, value))
+    variance = clusters / (clusters - 1) * float(influence_N @ influence_N) / n**2
+    share = min(max(value, 0.0), 1.0)  # IPS and DR may lie outside
+    trials = share * (1 - share) / variance if variance else 0.0
+    found = (
+        wilson(share * trials, trials, alpha=alpha)
+        if trials
+        else wilson(share * log.effective, log.effective, alpha=alpha)
+    )
+    return Estimate(value=value, low=found.low, high=found.high)
 
 
 def shrunk_means(

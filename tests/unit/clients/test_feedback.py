@@ -201,7 +201,9 @@ def test_training_stops_when_descriptions_are_written_worse(trainer, tiny_model)
     tiny_model.load(zero)  # as if a step had undone what was learnt of descriptions
     assert not stop.go_on()
     assert all(np.array_equal(stop.best()[name], good[name]) for name in good)
-    assert trainer([], stop_at_rise=0.0)._early_stop(tiny_model, recipe) is None  # off unless it is asked for
+    assert (
+        trainer([], stop_at_rise=0.0)._early_stop(tiny_model, recipe) is None
+    )  # off unless it is asked for
 
 
 @pytest.mark.parametrize(
