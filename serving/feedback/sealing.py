@@ -106,9 +106,17 @@ class Sealing:
             raise ArtifactError(f"feedback: {error}") from error
 
     def destroy(self, tenant: str) -> None:
-        """Destroy a tenant's key: what was locked with it is noise, in every copy."""
+        """Destroy a tenant's key: what was locked with it is noise.
+
+        The key-encryption key is renewed, so that an older copy of the wrapped key opens nothing.
+        """
         with self._alone():
             self._vault.destroy(tenant)
+            if self._vault.kek.is_file():
+                try:
+                    self._vault.rotate()
+                except OSError:  # the file may be mounted for reading
+                    log.warning("feedback_kek_not_renewed", extra={"tenant": tenant})
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
