@@ -155,7 +155,7 @@ class CopyAnswer(Answer):
         return self.head(self.CHUNK) | {
             "version": self.version,
             "index": index,
-            **(self._named(index) if delta.text else {}),
+            **self._named(index, delta),
             "text": self._labelled(delta.text),
             "finish_reason": delta.finish_reason,
             "findings": delta.findings,
@@ -179,7 +179,7 @@ class CopyAnswer(Answer):
             raise CopyBlockedError(blocked[-1].findings, reviews=kept)
         copies = [
             {
-                **self._named(index),
+                **self._named(index, delta),
                 "text": self._labelled(delta.text),
                 "finish_reason": delta.finish_reason,
                 "findings": delta.findings,
@@ -205,8 +205,8 @@ class CopyAnswer(Answer):
         }
         return [self.head(self.CHUNK) | facts | self._trial()]
 
-    def _named(self, index: int) -> dict[str, str]:
-        return {"copy_id": self.copy_id(index)} if self.tracked else {}
+    def _named(self, index: int, delta: Delta) -> dict[str, str]:
+        return {"copy_id": self.copy_id(index)} if self.tracked and delta.text else {}
 
     def _trial(self) -> dict[str, dict[str, str]]:
         return {} if self.experiment is None else {"experiment": self.experiment}

@@ -1,7 +1,7 @@
 """The service in this process: the real gateway, engine, database and API, without sockets or Ray."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -87,7 +87,7 @@ class InProcessService:
                 if answer.status_code == 422:  # everything it wrote was blocked
                     return []
                 copies = _checked(answer)["copies"]
-                return [(piece["copy_id"], piece["text"]) for piece in copies]
+                return [(piece["copy_id"], piece["text"]) for piece in copies if piece["text"]]
 
             return list(await asyncio.gather(*map(one, requests)))
 
@@ -120,18 +120,17 @@ class InProcessService:
 
         return self._as(tenant, pages)
 
-    def _as(self, tenant: str, work: Any) -> Any:
+    def _as(self, tenant: str, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         import httpx
 
-        async def run() -> Any:
+        async def run() -> T:
             async with httpx.AsyncClient(
                 transport=httpx.ASGITransport(self._app),
                 base_url="http://in-process",
                 headers={"Authorization": f"Bearer {self._keys[tenant]}"},
                 timeout=600,
             ) as client:
-                doing: Coroutine[Any, Any, Any] = work(client)
-                return await doing
+                return await work(client)
 
         return asyncio.run(run())
 

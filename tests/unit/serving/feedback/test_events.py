@@ -237,6 +237,13 @@ def test_what_was_blocked_has_no_id(scripted):
     assert send(service, event(other, 1)).status_code == 404
 
 
+def test_copy_of_no_words_has_no_id(scripted):
+    service = scripted(" ")
+    (piece,) = service.post("/v1/copy", COPY).json()["copies"]
+    assert piece["text"] == ""
+    assert "copy_id" not in piece
+
+
 def test_without_the_key_file_nothing_is_taken_and_nobody_is_told_where_it_lay(shop):
     copy = served(shop)
     (shop.config.state / "keys" / "vault.kek").unlink()
