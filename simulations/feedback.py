@@ -75,7 +75,7 @@ class FeedbackMarket:
     epsilon: float = 4.0
     replay: float = 0.25
     objective: str = "weighted"
-    base_steps: int = 500
+    base_steps: int = 700
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,8 @@ class _Loop:
                 max_prompt_tokens=PROMPT_TOKENS,
                 max_copy_tokens=COPY_TOKENS,
             ),
-            optimizer=ServerOptimizer(learning_rate=0.05),
+            # The small model is soon drowned: each step is what the noisy mean says, and no more.
+            optimizer=ServerOptimizer(kind="fedavg", learning_rate=2.0),
             gate_nats=10.0,  # the probe is of real shops, which the small base cannot write for
         )
         self.model = LoraModel(self.base, adapter_spec(self.settings, self.base))
@@ -264,7 +265,7 @@ class _Loop:
             epsilon_per_run=self.market.epsilon,
             spare_rounds=0,
             held_out=0.2,
-            min_users=20,
+            min_users=10,
             personal=False,
             secure_aggregation=False,
             max_sampling_rate=0.3,

@@ -5,6 +5,7 @@ real shop: it can write, and knows nobody's shoppers.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ _RATE: Final = 3e-3
 
 
 def make_small_base(
-    folder: Path, *, steps: int = 500, seed: int = 0, say: Callable[[str], None] = lambda _: None
+    folder: Path, *, steps: int = 700, seed: int = 0, say: Callable[[str], None] = lambda _: None
 ) -> Path:
     """Make a base model that writes the sample market's kind of copy.
 
@@ -42,18 +43,24 @@ def make_small_base(
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    rows = [
-        encode_example(tokenizer, e, max_prompt_tokens=PROMPT_TOKENS, max_copy_tokens=COPY_TOKENS)
-        for e in texts
-    ]
+
+    @cache
+    def encoded(number: int) -> EncodedExample:
+        return encode_example(
+            tokenizer,
+            texts[number],
+            max_prompt_tokens=PROMPT_TOKENS,
+            max_copy_tokens=COPY_TOKENS,
+        )
+
     draws = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
     model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = _RATE * min(1.0, (step + 1) / 20) * (1 - step / steps)
-        chosen = torch.randint(len(rows), (_BATCH,), generator=draws).tolist()
-        loss = _loss(model, [rows[i] for i in chosen])
+        chosen = torch.randint(len(texts), (_BATCH,), generator=draws).tolist()
+        loss = _loss(model, [encoded(i) for i in chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -58,7 +58,7 @@ class TenantKeys:
         nonce, locked = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
         try:
             plain = AESGCM(self.seal_key).decrypt(nonce, locked, bound_to.encode())
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:
             raise ArtifactError("feedback: locked with another key, or changed") from error
         facts: dict[str, Any] = json.loads(plain)
         return facts

@@ -277,3 +277,15 @@ def test_a_tenants_adapter_in_plain_is_refused(make, vault):
     folder, manifest, *_ = make("shop-a", locked=False)
     with pytest.raises(ArtifactError, match="adapter of shop-a is not locked"):
         open_weights(folder, manifest, vault)
+
+
+def test_a_derived_key_is_one_purposes_and_goes_with_the_tenants_key(vault):
+    vault.add("shop-b")
+    key = vault.derive("shop-a", b"one")
+    assert len(key) == 32
+    assert len({key, vault.derive("shop-a", b"two"), vault.derive("shop-b", b"one")}) == 3
+    vault.rotate()
+    assert vault.derive("shop-a", b"one") == key
+    vault.destroy("shop-a")
+    with pytest.raises(ArtifactError, match="has no key"):
+        vault.derive("shop-a", b"one")
