@@ -88,6 +88,13 @@ def copy(
     review: Annotated[
         bool, typer.Option("--review", help="Keep what is blocked for handbill reviews.")
     ] = False,
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="Keep the text to learn from what shoppers do.")
+    ] = False,
+    shopper_key: Annotated[str, typer.Option(help="Stands for the shopper it is for.")] = "",
+    experiment: Annotated[
+        str, typer.Option(metavar="ID", help="Write it as the shopper's variant has it.")
+    ] = "",
     url: Url = DEFAULT_URL,
     key: Key = "",
     shop: Shop = "",
@@ -109,6 +116,9 @@ def copy(
         "seed": seed,
         "label": label,
         "review": review,
+        "feedback": feedback,
+        "shopper_key": shopper_key,
+        "experiment": experiment,
     }
     answer = ask("POST", url, "/v1/copy", body=body, key=key, shop=shop, home=home)
     if as_json:

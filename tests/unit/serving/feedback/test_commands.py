@@ -49,8 +49,8 @@ def test_from_an_experiment_to_its_end(typed, tmp_path):
     experiment = typed("experiments", "create", file).stdout.strip()
     assert typed("experiments", "list").stdout == f"{experiment}  running tone: plain, warm\n"
     assert typed("experiments", "list", tenant="bolt").stdout == "none\n"
-    body = {"title": "Lamp", "experiment": experiment, "shopper_key": "s1", "feedback": True}
-    copy = typed.service.post("/v1/copy", body).json()["copies"][0]["copy_id"]
+    how = ("--experiment", experiment, "--shopper-key", "s1", "--feedback", "--json")
+    copy = json.loads(typed("copy", "Lamp", *how).stdout)["copies"][0]["copy_id"]
     events = tmp_path / "events.jsonl"
     lines = [
         {"id": "e1", "copy_id": copy, "kind": "impression", "shopper": "s1"},
