@@ -1,6 +1,7 @@
 """The experiments of a service's tenants: made, given to shoppers, shown, stopped."""
 
 import json
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from handbill.errors import InputError
+from handbill.errors import ArtifactError, InputError
 from handbill.serving.experiments.allocation import choose, thompson_shares, unit_draw
 from handbill.serving.experiments.analysis import analyse
 from handbill.serving.experiments.design import Design
@@ -19,6 +20,8 @@ from handbill.serving.orm import utc_now
 
 if TYPE_CHECKING:
     from handbill.serving.feedback.tables import ExperimentRow
+
+log = logging.getLogger(__name__)
 
 _FRESH_S: Final = 10.0  # a bandit's shares are worked out so seldom
 
@@ -95,8 +98,12 @@ class Experiments:
     def stop_overdue(self) -> None:
         """Stop those that ran as long as events are kept: later, their first ones are gone."""
         for row in self._repository.overdue(utc_now() - timedelta(days=self._days)):
-            result = json.dumps(self._analyse(row))
-            self._repository.stop_experiment(row.tenant_id, row.id, result)
+            try:
+                result = json.dumps(self._analyse(row))
+            except ArtifactError:  # the key is not there now; others must not wait for it
+                log.exception("experiment_not_stopped", extra={"experiment": row.id})
+            else:
+                self._repository.stop_experiment(row.tenant_id, row.id, result)
 
     def give(self, tenant: str, experiment: str, shopper: str) -> Given:
         """The variant of a shopper, always the same.
@@ -154,13 +161,11 @@ class Experiments:
 
     def _outcomes(self, row: "ExperimentRow", design: Design) -> Outcomes:
         keys = self._sealing.keys(row.tenant_id)
+        events = self._repository.experiment_events(row.id)
         happened = (
-            Happened(
-                shopper=event.shopper,
-                kind=keys.unseal(event.sealed, bound_to=event.event_mac)["kind"],
-                received=event.received_at,
-            )
-            for event in self._repository.experiment_events(row.id)
+            Happened(shopper=event.shopper, kind=facts["kind"], received=event.received_at)
+            for event in events
+            if (facts := keys.opened(event.sealed, bound_to=event.event_mac)) is not None
         )
         drawn = {
             one.shopper: Drawn(variant=one.variant, shares=tuple(json.loads(one.shares)))

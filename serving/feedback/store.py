@@ -165,8 +165,9 @@ class Feedback:
         limit = min(limit, MAX_PAGE)
         keys = self._sealing.keys(tenant)
         found = self._repository.events(tenant, after=after, limit=limit, since=self._since())
-        events = [_exported(keys, *row) for row in found]
-        return events, events[-1]["seq"] if len(events) == limit else 0
+        exported = [_exported(keys, *row) for row in found]
+        events = [event for event in exported if event is not None]
+        return events, found[-1][0].seq if len(found) == limit else 0
 
     def forget_shopper(self, tenant: str, shopper: str) -> dict[str, int]:
         """Delete one shopper's events, copy written for the shopper, and place in experiments."""
@@ -178,8 +179,8 @@ class Feedback:
 
     def forget_tenant(self, tenant: str) -> dict[str, int]:
         """Delete all of a tenant's feedback and experiments, and the key it was locked with."""
-        counts = self._repository.forget_tenant(tenant)
         self._sealing.destroy(tenant)
+        counts = self._repository.forget_tenant(tenant)
         log.info("feedback_forgotten", extra={"tenant": tenant})
         return counts
 
@@ -255,14 +256,16 @@ def _row(
 
 def _exported(
     keys: TenantKeys, event: EventRow, copy: ServedRow | None, drawn: AssignmentRow | None
-) -> dict[str, Any]:
-    facts = keys.unseal(event.sealed, bound_to=event.event_mac)
+) -> dict[str, Any] | None:
+    facts = keys.opened(event.sealed, bound_to=event.event_mac)
+    if facts is None:
+        return None
     exported: dict[str, Any] = {
         "seq": event.seq,
         **facts,
         "received": event.received_at.isoformat(),
         "copy_id": event.copy_id,
-        "copy": keys.unseal(copy.sealed, bound_to=copy.id) if copy is not None else None,
+        "copy": keys.opened(copy.sealed, bound_to=copy.id) if copy is not None else None,
     }
     if event.experiment_id and drawn is not None:
         shares = json.loads(drawn.shares)

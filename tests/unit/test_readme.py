@@ -137,3 +137,16 @@ def test_the_cost_table_of_the_docs_is_what_was_measured():
         else:
             facts = f"{row['median_s']:.2f} | {row['tokens_per_s']} | {row['peak_mib']:,} |"
             assert f"| {row['batch']} | {row['mode']} | {facts}" in page
+
+
+def test_the_figures_of_feedback_are_what_was_measured():
+    page = (ROOT / "docs" / "feedback.md").read_text(encoding="utf-8")
+    found = result("feedback")
+    metrics = found["metrics"]
+    assert found["command"] in page
+    for name in ("ope_coverage", "ope_coverage_both", "ope_coverage_known"):
+        assert f"| `{name}` | {100 * metrics[name]:.1f}% |" in page
+    for name in ("ctr_before", "ctr_after", "ctr_control"):
+        assert f"| `{name}` | {100 * metrics[name]:.1f}% |" in page
+    assert metrics["ctr_after"] > max(metrics["ctr_before"], metrics["ctr_control"])
+    assert metrics["ctr_gain_least"] > 0

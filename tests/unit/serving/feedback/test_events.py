@@ -161,6 +161,18 @@ def test_when_everything_is_deleted_the_key_is_destroyed_too(shop):
     assert send(shop, event(served(shop))).json()["accepted"] == 1  # and it goes on
 
 
+def test_a_row_whose_key_is_gone_stands_in_nobodys_way(shop):
+    copy = served(shop)
+    send(shop, event(copy))
+    with sqlite3.connect(shop.config.state / "serving.db") as database:
+        (late,) = database.execute("select sealed from feedback_event").fetchone()
+        database.execute("update feedback_event set sealed = ?", (late[:-1] + b"x",))
+    send(shop, event(copy, 1))
+    assert [row["kind"] for row in exported(shop)["data"]] == ["impression"]
+    assert exported(shop, limit=1)["data"] == []
+    assert exported(shop, limit=1)["next"] is not None
+
+
 def test_what_is_older_than_the_retention_time_is_gone(make_service, scripted):
     service = scripted(TEXT, feedback_days=2)
     copy = served(service)
