@@ -20,8 +20,8 @@ def plans(monkeypatch):
     seen = []
     steps = trainer_module.take_private_steps
 
-    def watched(model, users, plan, *, noise):
-        norm = steps(model, users, plan, noise=noise)
+    def watched(model, users, plan, *, noise, go_on):
+        norm = steps(model, users, plan, noise=noise, go_on=go_on)
         seen.append((plan, norm))
         return norm
 
