@@ -21,16 +21,21 @@ class ShopUsers:
 
     Attributes:
         train: The shop's rows of each shopper to train on.
-        lessons: What is learnt from each of them: these rows, or them and feedback mixed. There may
-            be shoppers with feedback alone.
         catalogue: What the shop says of its products, with no shopper in it.
+        with_feedback: These rows and feedback mixed, where there is any; there may be shoppers with
+            feedback alone.
     """
 
     train: tuple[tuple[Example, ...], ...]
     held_out: tuple[Example, ...]
     rejected: int
     catalogue: tuple[Example, ...] = ()
-    lessons: tuple[tuple[Example | Pair, ...], ...] = ()
+    with_feedback: tuple[tuple[Example | Pair, ...], ...] | None = None
+
+    @property
+    def lessons(self) -> tuple[tuple[Example | Pair, ...], ...]:
+        """What is learnt from each shopper."""
+        return self.train if self.with_feedback is None else self.with_feedback
 
     @classmethod
     def of(
@@ -54,15 +59,17 @@ class ShopUsers:
         """
         train, rest = split_users(shop, held_out_fraction=held_out, seed_label=SPLIT_LABEL)
         rows = tuple(rows[0] for _, rows in sorted(rest.by_user.items()))
+        users = tuple(rows for _, rows in sorted(train.by_user.items()))
+        if not feedback.by_user:
+            return cls(users, rows, len(shop.rejects), shop.catalogue)
         kept_out = held_out_test(shop.info.id, fraction=held_out, seed_label=SPLIT_LABEL)
         known = train.by_user.keys() | {u for u in feedback.by_user if not kept_out(u)}
         lists: Iterator[list[Example | Pair]] = (
             mixed(train.by_user.get(user, ()), feedback.rows(user, objective), replay=replay)
             for user in sorted(known)
         )
-        lessons = tuple(tuple(rows) for rows in lists if rows)
-        users = tuple(rows for _, rows in sorted(train.by_user.items()))
-        return cls(users, rows, len(shop.rejects), shop.catalogue, lessons)
+        mixture = tuple(tuple(rows) for rows in lists if rows)
+        return cls(users, rows, len(shop.rejects), shop.catalogue, mixture)
 
 
 def load_own_shop(merchant: Merchant) -> ShopData:
