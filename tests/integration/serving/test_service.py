@@ -238,7 +238,12 @@ def test_a_client_that_goes_away_frees_its_row_and_pays_for_what_it_got(home):
     repository = Repository(ServingConfig(registry=home.root, state=home.root / "serving").url)
     before = len(repository.usage("bolt"))
     stream = home.client("bolt").chat.completions.create(
-        model="default", messages=HELLO, max_tokens=900, temperature=1.0, stream=True
+        model="default",
+        messages=HELLO,
+        max_tokens=900,
+        temperature=1.0,
+        stream=True,
+        extra_body={"min_tokens": 900},  # it must not have come to its end by itself
     )
     for _ in range(3):
         next(stream)
