@@ -101,17 +101,21 @@ class Federation:
         )
 
 
+RESENT_S = 1.0
+
+
 class Network:
     """A wire to a port on this machine that can be slow, cut connections, or be silent for a while.
 
     Attributes:
         delay_s: How long each piece takes, one way.
+        lost: The chance that a piece is lost on its way and arrives a second late, sent again.
         cut: The chance that a connection is cut instead of passing on the next piece.
         cuts: Connections cut so far.
     """
 
     def __init__(self, port):
-        self.delay_s, self.cut, self.cuts = 0.0, 0.0, 0
+        self.delay_s, self.lost, self.cut, self.cuts = 0.0, 0.0, 0.0, 0
         self.to, self._draws = port, random.Random(46)
         self._open, self._up = set(), asyncio.Event()
         self._up.set()
@@ -155,7 +159,8 @@ class Network:
 
     async def _pass(self, reader, writer):
         while piece := await reader.read(1 << 16):
-            await asyncio.sleep(self.delay_s)
+            again = RESENT_S if self._draws.random() < self.lost else 0.0
+            await asyncio.sleep(self.delay_s + again)
             await self._up.wait()
             if self._draws.random() < self.cut:
                 self.cuts += 1
