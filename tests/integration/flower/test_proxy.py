@@ -1,14 +1,9 @@
 """The shipped proxy in front of a real SuperLink: merchants get through, and nothing else does."""
 
-import getpass
-import os
-import shutil
 import socket
 import ssl
-import subprocess
 import time
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -19,49 +14,13 @@ from handbill.server.operate import drive
 from handbill.server.settings import AdapterSettings, SecureAggregation
 from handbill.simulations.market import write_sample_market
 
-NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(NGINX is None, reason="nginx is not installed here"),
-]
-
-CONFIG = (Path(__file__).resolve().parents[3] / "deploy" / "nginx.conf").read_text()
 FILES = ("server.crt", "server.key", "ca.crt")
 SHOPS = ("fern-kettle", "margin-ink")
 CONTROL = "/v1/control/list-runs"
 PULL = "/v1/fleet/pull-messages"
 PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE}
-
-
-@contextmanager
-def nginx(folder, *, port, to, certificates):
-    """Run the shipped configuration, with this machine's ports and paths in place of its own."""
-    site = CONFIG
-    for theirs, ours in (
-        ("listen 8443 ssl", f"listen 127.0.0.1:{port} ssl"),
-        ("127.0.0.1:18443", f"127.0.0.1:{to}"),
-        *((f"/etc/handbill/{name};", f"{certificates / name};") for name in FILES),
-    ):
-        assert site.count(theirs) == 1
-        site = site.replace(theirs, ours)
-    folder.mkdir()
-    temporary = "".join(
-        f"{kind}_temp_path {folder / kind};\n"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (folder / "site.conf").write_text(site)
-    (folder / "nginx.conf").write_text(
-        f"daemon off; pid {folder / 'pid'}; error_log {folder / 'error.log'};\n"
-        + (f"user {getpass.getuser()};\n" if os.getuid() == 0 else "")
-        + f"events {{}}\nhttp {{\naccess_log off;\n{temporary}include {folder / 'site.conf'};\n}}\n"
-    )
-    words = [NGINX, "-p", str(folder), "-e", str(folder / "error.log")]
-    process = subprocess.Popen([*words, "-c", str(folder / "nginx.conf")])
-    yield process
-    process.terminate()
-    process.wait()
 
 
 class Proxy:
@@ -82,7 +41,7 @@ def proxy(free_ports):
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory, tiny_base, running, proxy):
+def federation(tmp_path_factory, tiny_base, running, nginx, proxy):
     home = tmp_path_factory.mktemp("proxied")
     write_sample_market(home / "market")
     with ExitStack() as stack:
@@ -100,9 +59,12 @@ def federation(tmp_path_factory, tiny_base, running, proxy):
             )
         )
         certificates = home / "server" / "certificates"
-        stack.enter_context(
-            nginx(home / "nginx", port=proxy.port, to=proxy.to, certificates=certificates)
-        )
+        own = {
+            "listen 8443 ssl": f"listen 127.0.0.1:{proxy.port} ssl",
+            "127.0.0.1:18443": f"127.0.0.1:{proxy.to}",
+            **{f"/etc/handbill/{name};": f"{certificates / name};" for name in FILES},
+        }
+        stack.enter_context(nginx("nginx.conf", home / "nginx", own))
         yield running_one
 
 

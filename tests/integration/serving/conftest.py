@@ -1,0 +1,144 @@
+"""A running service with a registry to publish into."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import openai
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from handbill.generator.adapters import AdapterSpec, trained_shapes, write_adapter
+from handbill.generator.artifacts import (
+    ArtifactStore,
+    Channel,
+    load_or_create_key,
+    public_pem,
+    seal,
+    utc_now,
+    write_channel,
+)
+from handbill.generator.base_models import BaseModel, make_tiny_base, resolve_base
+from handbill.generator.vault import Vault
+from handbill.serving.cli import tenants_app
+
+SERVE = "import typer; from handbill.serving.cli import serve; typer.run(serve)"
+
+
+@dataclass
+class Home:
+    """A home with a registry to publish into, and the running service's URL."""
+
+    root: Path
+    base: BaseModel
+    url: str = ""
+    serial: int = 0
+
+    def publish(self, tenant: str, number: int) -> str:
+        registry = self.root / "server" / "registry"
+        key = load_or_create_key(self.root / "server" / "keys" / "publisher.pem")
+        folder = self.root / "adapters" / f"{tenant}-{number}"
+        spec = AdapterSpec(rank=4, layers=(1,), seed=number)
+        draws = np.random.default_rng(number)
+        tensors = {
+            name: draws.standard_normal(shape).astype(np.float32)
+            for name, shape in trained_shapes(spec, self.base).items()
+        }
+        lock = None
+        if tenant:
+            vault = Vault(registry)
+            vault.create_kek()
+            vault.add(tenant)
+            lock = partial(vault.lock, tenant)
+        how = {"spec": spec, "base": self.base, "card": "test\n", "lock": lock}
+        write_adapter(folder, tensors=tensors, **how)
+        seal(
+            folder,
+            key=key,
+            kind="tenant" if tenant else "global",
+            tenant=tenant,
+            version=number,
+            base_name=self.base.name,
+            base_digest=self.base.digest,
+        )
+        digest = ArtifactStore(registry / "store").add(folder)
+        (registry / "publisher.pub").write_bytes(public_pem(key.public_key()))
+        self.point(tenant, digest)
+        return digest
+
+    def point(self, tenant: str, digest: str) -> None:
+        self.serial += 1
+        channel = Channel(tenant=tenant, digest=digest, serial=self.serial, published=utc_now())
+        key = load_or_create_key(self.root / "server" / "keys" / "publisher.pem")
+        write_channel(self.root / "server" / "registry", channel, key)
+
+    def client(self, tenant: str) -> openai.OpenAI:
+        key = (self.root / "shops" / tenant / "api_key").read_text().strip()
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    def processes(self) -> list[psutil.Process]:
+        """The service and everything it started, known by a variable they inherit."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                environ = Path(f"/proc/{process.pid}/environ").read_bytes()
+            except OSError:
+                continue
+            # Ray's processes rename themselves over part of their environment.
+            if any(f"HANDBILL_TEST_{i}={self.root}".encode() in environ for i in range(5)):
+                found.append(process)
+        return found
+
+
+@pytest.fixture(scope="package")
+def home(tmp_path_factory):
+    root = tmp_path_factory.mktemp("home")
+    base = resolve_base(str(make_tiny_base(root / "base")))
+    home = Home(root, base)
+    home.publish("", 1)
+    home.publish("acme", 1)
+    run = CliRunner()
+    for tenant in ("acme", "bolt"):
+        save = root / "shops" / tenant / "api_key"
+        for words in (["add", tenant], ["key", tenant, "--save", str(save)]):
+            result = run.invoke(tenants_app, [*words, "--home", str(root)])
+            assert result.exit_code == 0, result.output
+        assert save.stat().st_mode & 0o777 == 0o600
+        assert "hb_" not in result.output
+    options = ["--home", str(root), "--base", str(base.path), "--port", "0"]
+    environment = os.environ | {
+        **{f"HANDBILL_TEST_{i}": str(root) for i in range(5)},
+        "HANDBILL_SERVING_CONTEXT_TOKENS": "1000",
+        "HANDBILL_SERVING_MAX_TOKENS": "900",
+        "HANDBILL_SERVING_THREADS": "1",
+        "HANDBILL_SERVING_POLL_S": "0.2",
+    }
+    log = (root / "service.log").open("w")
+    service = subprocess.Popen(
+        [sys.executable, "-c", SERVE, *options],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=environment,
+    )
+    line = service.stdout.readline()
+    while line.startswith("(raylet)") or "\x1b" in line:  # Ray's own words, on a busy machine
+        line = service.stdout.readline()
+    assert line.startswith("ready: curl http://127.0.0.1:"), (root / "service.log").read_text()
+    home.url = line.split()[2].removesuffix("/v1/copy")
+    yield home
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(60) == 0
+    deadline = time.monotonic() + 10
+    while home.processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert home.processes() == []
+    service.stdout.close()
+    log.close()
