@@ -37,6 +37,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for a free one.")] = None,
     base: Annotated[str | None, typer.Option(help="Base model: name, folder or hub id.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Engines, each a process.")] = None,
     registry: Annotated[
         Path | None, typer.Option(help="Registry folder; HOME/server/registry if not given.")
     ] = None,
@@ -45,7 +46,8 @@ def serve(
     ] = False,
 ) -> None:
     """Serve copy to tenants until Ctrl-C. Other settings: HANDBILL_SERVING_<FIELD>."""
-    config = open_config(home, host=host, port=port, base=base, device=device, registry=registry)
+    given = {"host": host, "port": port, "base": base, "device": device, "registry": registry}
+    config = open_config(home, replicas=replicas, **given)
     stopped = threading.Event()
     parent = os.getppid()
     # Until the service is up, a signal must break the start, and what was started is stopped.

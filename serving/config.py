@@ -26,7 +26,10 @@ class ServingConfig:
         state: This service's own folder: database, pepper, Ray's files.
         base: Name, folder or hub id of the base model.
         database_url: SQLAlchemy URL; SQLite in ``state`` when empty.
-        threads: Torch threads of the engine on the CPU; 0 is one per core.
+        replicas: Engines, each with the base model in memory of its own. A tenant goes where its
+            adapter is already, if that one is not full.
+        max_replicas: Start more while requests wait, up to so many; 0 is ``replicas``.
+        threads: Torch threads of an engine on the CPU; 0 shares the cores out among the engines.
         device: ``cpu`` or ``cuda``.
         max_batch: Rows decoded together.
         slots: Adapters held in memory beside the base model.
@@ -61,6 +64,8 @@ class ServingConfig:
     port: int = 8000
     device: str = "cpu"
     dtype: str = "float32"
+    replicas: int = 1
+    max_replicas: int = 0
     threads: int = 0
     max_batch: int = 16
     slots: int = 16
@@ -83,6 +88,7 @@ class ServingConfig:
 
     def __post_init__(self) -> None:
         for name in (
+            "replicas",
             "max_batch",
             "slots",
             "max_rank",
@@ -98,6 +104,8 @@ class ServingConfig:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.max_replicas and self.max_replicas < self.replicas:
+            raise InputError(f"max_replicas={self.max_replicas} is below replicas={self.replicas}")
         if self.context_tokens <= self.max_tokens:
             raise InputError(
                 f"context_tokens={self.context_tokens} leaves no prompt beside "
@@ -117,6 +125,11 @@ class ServingConfig:
             raise InputError("poll_s and requests_per_minute must be positive")
         if not 0 <= self.feedback_days <= 3650:
             raise InputError(f"feedback_days={self.feedback_days} not in [0, 3650]")
+
+    @property
+    def most_replicas(self) -> int:
+        """Engines there may be at once."""
+        return self.max_replicas or self.replicas
 
     @property
     def url(self) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,6 +38,10 @@ class Refusal:
         return _CROSSING.get(self.kind, UnavailableError)(self.message)
 
 
+class LostError(UnavailableError):
+    """A replica went away with an answer."""
+
+
 class EngineReplica:
     """A Serve deployment that holds one engine. Its event loop never runs torch."""
 
@@ -49,7 +54,8 @@ class EngineReplica:
         from handbill.serving.registry import Verifier
 
         if config.device == "cpu":  # Ray sets one thread for an actor of less than one core
-            torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+            cores = len(os.sched_getaffinity(0))
+            torch.set_num_threads(config.threads or max(1, cores // config.most_replicas))
         model, tokenizer = load_base(base, device=config.device, dtype=config.dtype)
         self._engine = TorchEngine(
             model,
@@ -64,8 +70,18 @@ class EngineReplica:
             queue_limit=config.queue_limit,
         )
 
+        from ray import serve
+
+        @serve.multiplexed(max_num_models_per_replica=config.slots)  # type: ignore[untyped-decorator]
+        async def warm(adapter: str) -> str:
+            return adapter
+
+        self._warm = warm  # tells Serve's router which adapters have been asked for here
+
     async def generate(self, sequence: Sequence) -> AsyncGenerator[Delta | Refusal, None]:
         """Stream an answer; Ray cancels this when the gateway lets go of it."""
+        if sequence.adapter:
+            await self._warm(sequence.adapter)
         stream = self._engine.submit(sequence)
         try:
             async for delta in stream:
@@ -96,11 +112,26 @@ class RemoteEngine:
         self._streams = handle.options(stream=True)
 
     async def submit(self, sequence: Sequence) -> AsyncGenerator[Delta, None]:
-        """Stream an answer from a replica."""
+        """Stream an answer from a replica; from another if that one dies before its first piece."""
+        begun = False
+        for last in (False, True):
+            try:
+                async with aclosing(self._submit(sequence)) as stream:
+                    async for delta in stream:
+                        begun = True
+                        yield delta
+            except LostError:
+                if begun or last:
+                    raise
+            else:
+                return
+
+    async def _submit(self, sequence: Sequence) -> AsyncGenerator[Delta, None]:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
-        response = self._streams.generate.remote(sequence)
+        to = self._streams.options(multiplexed_model_id=sequence.adapter)
+        response = to.generate.remote(sequence)
         ended = False
         try:
             async for item in response:
@@ -111,7 +142,7 @@ class RemoteEngine:
                 yield item
         except (RayError, RayServeException) as error:
             log.error("engine_replica_lost", extra={"error": type(error).__name__})  # noqa: TRY400 - the trace holds the sequence
-            raise UnavailableError("The engine was lost; try again.") from None
+            raise LostError("The engine was lost; try again.") from None
         finally:
             if not ended:
                 response.cancel()

@@ -122,8 +122,8 @@ def _start_ray(config: ServingConfig, folder: Path) -> None:
             raise InputError("Ray runs in this process already; serve from a process of its own")
         ray.init(
             address="local",
-            num_cpus=1,  # a count for placing actors, not a limit
-            num_gpus=1 if config.device == "cuda" else 0,
+            num_cpus=1 + config.most_replicas,  # a count for placing actors, not a limit
+            num_gpus=config.most_replicas if config.device == "cuda" else 0,
             include_dashboard=False,
             object_store_memory=80 * 2**20,
             _temp_dir=str(folder),
@@ -141,6 +141,7 @@ def _start_app(config: ServingConfig, base: BaseModel) -> None:
     serve.start(http_options={"host": config.host, "port": config.port}, logging_config=quiet)
     engine = serve.deployment(EngineReplica).options(
         name=ENGINE,
+        **_how_many(config),
         max_ongoing_requests=10 * (config.queue_limit + config.max_batch),  # the engine refuses
         ray_actor_options={"num_cpus": 0.5, "num_gpus": 1 if config.device == "cuda" else 0},
         graceful_shutdown_timeout_s=5.0,
@@ -161,6 +162,18 @@ def _start_app(config: ServingConfig, base: BaseModel) -> None:
         route_prefix="/",
         logging_config=quiet,
     )
+
+
+def _how_many(config: ServingConfig) -> dict[str, Any]:
+    """Serve's options for a fixed number of engines, or for one that follows the load."""
+    if config.most_replicas == config.replicas:
+        return {"num_replicas": config.replicas}
+    scaling = {
+        "min_replicas": config.replicas,
+        "max_replicas": config.most_replicas,
+        "target_ongoing_requests": config.max_batch,
+    }
+    return {"autoscaling_config": scaling}
 
 
 def _free_port(config: ServingConfig) -> int:

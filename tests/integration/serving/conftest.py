@@ -5,29 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import openai
 import psutil
 import pytest
 from typer.testing import CliRunner
 
-from handbill.generator.adapters import AdapterSpec, trained_shapes, write_adapter
-from handbill.generator.artifacts import (
-    ArtifactStore,
-    Channel,
-    load_or_create_key,
-    public_pem,
-    seal,
-    utc_now,
-    write_channel,
-)
-from handbill.generator.base_models import BaseModel, make_tiny_base, resolve_base
-from handbill.generator.vault import Vault
+from handbill.generator.base_models import make_tiny_base, resolve_base
 from handbill.serving.cli import tenants_app
+from handbill.simulations.publisher import RandomPublisher
 
 SERVE = "import typer; from handbill.serving.cli import serve; typer.run(serve)"
 
@@ -37,47 +26,14 @@ class Home:
     """A home with a registry to publish into, and the running service's URL."""
 
     root: Path
-    base: BaseModel
+    publisher: RandomPublisher
     url: str = ""
-    serial: int = 0
 
     def publish(self, tenant: str, number: int) -> str:
-        registry = self.root / "server" / "registry"
-        key = load_or_create_key(self.root / "server" / "keys" / "publisher.pem")
-        folder = self.root / "adapters" / f"{tenant}-{number}"
-        spec = AdapterSpec(rank=4, layers=(1,), seed=number)
-        draws = np.random.default_rng(number)
-        tensors = {
-            name: draws.standard_normal(shape).astype(np.float32)
-            for name, shape in trained_shapes(spec, self.base).items()
-        }
-        lock = None
-        if tenant:
-            vault = Vault(registry)
-            vault.create_kek()
-            vault.add(tenant)
-            lock = partial(vault.lock, tenant)
-        how = {"spec": spec, "base": self.base, "card": "test\n", "lock": lock}
-        write_adapter(folder, tensors=tensors, **how)
-        seal(
-            folder,
-            key=key,
-            kind="tenant" if tenant else "global",
-            tenant=tenant,
-            version=number,
-            base_name=self.base.name,
-            base_digest=self.base.digest,
-        )
-        digest = ArtifactStore(registry / "store").add(folder)
-        (registry / "publisher.pub").write_bytes(public_pem(key.public_key()))
-        self.point(tenant, digest)
-        return digest
+        return self.publisher.publish(tenant, number)
 
     def point(self, tenant: str, digest: str) -> None:
-        self.serial += 1
-        channel = Channel(tenant=tenant, digest=digest, serial=self.serial, published=utc_now())
-        key = load_or_create_key(self.root / "server" / "keys" / "publisher.pem")
-        write_channel(self.root / "server" / "registry", channel, key)
+        self.publisher.point(tenant, digest)
 
     def client(self, tenant: str) -> openai.OpenAI:
         key = (self.root / "shops" / tenant / "api_key").read_text().strip()
@@ -97,13 +53,13 @@ class Home:
         return found
 
 
-@pytest.fixture(scope="package")
-def home(tmp_path_factory):
-    root = tmp_path_factory.mktemp("home")
+@contextmanager
+def running(root, *more):
+    """A service with a global model and one of acme's own; bolt has none."""
     base = resolve_base(str(make_tiny_base(root / "base")))
-    home = Home(root, base)
+    home = Home(root, RandomPublisher(root, base))
     home.publish("", 1)
-    home.publish("acme", 1)
+    home.publisher.publish("acme", 1, seed=7)
     run = CliRunner()
     for tenant in ("acme", "bolt"):
         save = root / "shops" / tenant / "api_key"
@@ -112,7 +68,7 @@ def home(tmp_path_factory):
             assert result.exit_code == 0, result.output
         assert save.stat().st_mode & 0o777 == 0o600
         assert "hb_" not in result.output
-    options = ["--home", str(root), "--base", str(base.path), "--port", "0"]
+    options = ["--home", str(root), "--base", str(base.path), "--port", "0", *more]
     environment = os.environ | {
         **{f"HANDBILL_TEST_{i}": str(root) for i in range(5)},
         "HANDBILL_SERVING_CONTEXT_TOKENS": "1000",
@@ -142,3 +98,15 @@ def home(tmp_path_factory):
     assert home.processes() == []
     service.stdout.close()
     log.close()
+
+
+@pytest.fixture(scope="package")
+def home(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("home")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def two_engines(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("two"), "--replicas", "2") as one:
+        yield one

@@ -28,6 +28,8 @@ def test_a_variable_that_does_not_parse_is_named():
     "wrong",
     [
         {"slots": 0},
+        {"replicas": 0},
+        {"max_replicas": 1, "replicas": 2},
         {"prefill_tokens": 0},
         {"prefix_cache_bytes": -1},
         {"dtype": "int8"},
