@@ -287,13 +287,16 @@ class ArtifactStore:
 class Channel:
     """What one tenant is served ("" is everyone's default); ``serial`` only ever rises.
 
-    No ``digest`` means none of its own: the tenant is served what everyone is.
+    No ``digest`` means none of its own: the tenant is served what everyone is. A ``candidate`` is
+    tried on ``percent`` of the tenant's requests meanwhile.
     """
 
     tenant: str
     digest: str
     serial: int
     published: str
+    candidate: str = ""
+    percent: int = 0
 
 
 def write_channel(root: Path, channel: Channel, key: Ed25519PrivateKey) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from handbill.errors import InputError, MissingError
-from handbill.server.records import Artifact
+from handbill.server.records import Artifact, Publication
 from handbill.server.registry import Registry
 
 
@@ -53,11 +53,13 @@ def models(registry: Registry) -> list[Model]:
     """Return every model: the global ones first, then by tenant, by version."""
     with registry.database.begin() as uow:
         found = uow.artifacts.all()
-        newest = {t: uow.channels.history(t)[-1].served for t in uow.channels.tenants()}
+        newest = {t: uow.channels.history(t)[-1] for t in uow.channels.tenants()}
     return [
         Model(
             artifact=artifact,
-            served=tuple(t or "everyone" for t, d in newest.items() if d == artifact.digest),
+            served=tuple(
+                whom for step in newest.values() for whom in _served(step, artifact.digest)
+            ),
             removed=artifact.digest not in registry.store,
         )
         for artifact in found
@@ -128,3 +130,12 @@ def statement_in_words(statement: Mapping[str, Any]) -> str:
 
 def _sequence(value: object) -> Sequence[str]:
     return [str(item) for item in value] if isinstance(value, list | tuple) else []
+
+
+def _served(step: Publication, digest: str) -> list[str]:
+    """Who is served an artifact from this step on, with the share where it is not all."""
+    whom = step.tenant or "everyone"
+    if not step.candidate:
+        return [whom] if digest == step.served else []
+    shares = {step.served: 100 - step.percent, step.candidate: step.percent}
+    return [f"{whom} ({shares[digest]} %)"] if digest in shares else []

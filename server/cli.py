@@ -125,19 +125,27 @@ def verify(
 
 @models_app.command()
 def publish(
-    name: Name, *, tenant: Tenant = "", as_json: AsJson = False, home: Home = DEFAULT_HOME
+    name: Name,
+    *,
+    tenant: Tenant = "",
+    percent: Annotated[
+        int,
+        typer.Option(min=1, max=100, help="Of the requests; below 100 it is tried on this share."),
+    ] = 100,
+    as_json: AsJson = False,
+    home: Home = DEFAULT_HOME,
 ) -> None:
     """Serve a model to everyone, or to one tenant. A version means the tenant's own version."""
     from handbill.server.catalogue import find
 
     with _registry(home) as registry:
         digest = find(registry, name, tenant=tenant).artifact.digest
-        _print_channel(asdict(registry.publish(tenant, digest)), as_json=as_json)
+        _print_channel(asdict(registry.publish(tenant, digest, percent=percent)), as_json=as_json)
 
 
 @models_app.command()
 def rollback(*, tenant: Tenant = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
-    """Serve again what was published before."""
+    """Serve again what was published before; ends a trial on a share of the requests first."""
     with _registry(home) as registry:
         _print_channel(asdict(registry.rollback(tenant)), as_json=as_json)
 
@@ -285,7 +293,9 @@ def _print_channel(channel: dict[str, Any], *, as_json: bool) -> None:
         return
     whom = channel["tenant"] or "everyone"
     what = channel["digest"] or "what everyone is"
-    typer.echo(f"{whom} is served {what} (serial {channel['serial']})")
+    tried = channel["candidate"]
+    beside = f", and {tried} on {channel['percent']} % of the requests" if tried else ""
+    typer.echo(f"{whom} is served {what}{beside} (serial {channel['serial']})")
 
 
 def _print_verdict(

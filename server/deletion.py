@@ -104,7 +104,9 @@ def superseded(registry: Registry, *, keep: int) -> list[Artifact]:
         kept = set[str]()
         for tenant in {a.tenant for a in own}:
             kept.update([a.digest for a in own if a.tenant == tenant][-keep:])
-            kept.update(still_published(uow.channels.history(tenant))[-keep:])
+            history = uow.channels.history(tenant)
+            kept.update(still_published(history)[-keep:])
+            kept.update(step.candidate for step in history[-1:])
     return [a for a in own if a.digest not in kept and a.digest in registry.store]
 
 

@@ -173,9 +173,11 @@ class ChannelRow(Base):
     digest: Mapped[str] = mapped_column(ForeignKey("artifact.digest"))
     action: Mapped[str] = mapped_column(String(16))
     published_at: Mapped[str] = mapped_column(String(40))
+    stable: Mapped[str] = mapped_column(String(80))
+    percent: Mapped[int]
 
     __table_args__ = (
-        CheckConstraint("action IN ('publish', 'rollback', 'withdraw')", name="action"),
+        CheckConstraint("action IN ('publish', 'rollback', 'withdraw', 'canary')", name="action"),
     )
 
 

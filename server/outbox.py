@@ -14,9 +14,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from handbill.errors import ArtifactError
 from handbill.generator.artifacts import Channel, public_pem, read_channel, write_channel
 from handbill.server.audit import sign_head
+from handbill.server.records import Publication
 from handbill.server.repository import UnitOfWork
 
 HEAD_FILE: Final = "audit-head.json"
+
+
+def channel_of(step: Publication) -> Channel:
+    """Return what a channel's file says after its newest step."""
+    return Channel(
+        tenant=step.tenant,
+        digest=step.served,
+        serial=step.serial,
+        published=step.published_at,
+        candidate=step.candidate,
+        percent=step.percent,
+    )
 
 
 class Outbox:
@@ -59,10 +72,7 @@ class Outbox:
         Returns:
             The channel, and whether the file had to be written.
         """
-        step = uow.channels.history(tenant)[-1]
-        wanted = Channel(
-            tenant=tenant, digest=step.served, serial=step.serial, published=step.published_at
-        )
+        wanted = channel_of(uow.channels.history(tenant)[-1])
         try:
             found = read_channel(self._root, tenant, self._key.public_key())
         except ArtifactError:

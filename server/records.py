@@ -123,14 +123,17 @@ class Publication:
     """One step of a tenant's channel history; the highest ``serial`` is what is served.
 
     ``withdraw`` takes the channel away: its ``digest`` was served until then, now it is what
-    everyone is served.
+    everyone is served. ``canary`` tries its ``digest`` on ``percent`` of the requests, beside
+    ``stable``, which goes on being served (empty where nothing was); at 0 the trial is over.
     """
 
     tenant: str
     serial: int
     digest: str
-    action: Literal["publish", "rollback", "withdraw"]
+    action: Literal["publish", "rollback", "withdraw", "canary"]
     published_at: str
+    stable: str = ""
+    percent: int = 0
 
     @property
     def name(self) -> str:
@@ -140,7 +143,19 @@ class Publication:
     @property
     def served(self) -> str:
         """Return the digest that is served from here on; empty for a withdrawn channel."""
+        if self.action == "canary":
+            return self.stable
         return "" if self.action == "withdraw" else self.digest
+
+    @property
+    def candidate(self) -> str:
+        """Return the digest that is tried from here on; empty when none is."""
+        return self.digest if self.percent else ""
+
+    @property
+    def audited(self) -> str:
+        """Return what the audit chain says of it."""
+        return f"{self.digest} on {self.percent} %" if self.action == "canary" else self.digest
 
 
 def still_published(history: Sequence[Publication]) -> list[str]:
@@ -154,6 +169,6 @@ def still_published(history: Sequence[Publication]) -> list[str]:
             digests = []
         elif step.action == "rollback":
             digests = digests[:-1]
-        else:
+        elif step.action == "publish":
             digests.append(step.digest)
     return digests

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from handbill.errors import ArtifactError, MissingError, RoundError
+from handbill.errors import ArtifactError, InputError, MissingError, RoundError
 from handbill.federation.messages import AuditHead, Receipt
 from handbill.federation.roster import Roster
 from handbill.generator import artifacts
@@ -290,16 +290,28 @@ class Registry:
 
     # -- channels ----------------------------------------------------------------------------
 
-    def publish(self, tenant: str, digest: str, *, actor: str = "operator") -> Channel:
+    def publish(
+        self, tenant: str, digest: str, *, percent: int = 100, actor: str = "operator"
+    ) -> Channel:
         """Serve an artifact to one tenant, or to everybody (tenant ``""``).
 
         Publishing what is served already changes nothing but the file, if that was damaged.
 
+        Args:
+            tenant: To whom.
+            digest: What.
+            percent: Of the requests; below 100 the rest is served what it was. Publishing it
+                again with another share, or with all, goes on from there.
+            actor: Who does it, for the audit chain.
+
         Raises:
+            InputError: the share is not in [1, 100].
             MissingError: no such artifact.
             ArtifactError: it does not verify, or belongs to another tenant, or to one that is
-                revoked.
+                revoked, or is served already and so cannot be tried beside itself.
         """
+        if not 1 <= percent <= 100:
+            raise InputError(f"percent={percent} not in [1, 100]")
         with self.database.begin() as uow:
             artifact = uow.artifacts.get(digest)
             if artifact is None:
@@ -311,7 +323,13 @@ class Registry:
             _refuse_revoked(uow, artifact.tenant)
             self.verified(digest)
             history = uow.channels.history(tenant)
-            if not history or history[-1].served != digest:
+            now = history[-1] if history else None
+            served, tried = (now.served, now.candidate) if now else ("", "")
+            if percent < 100:
+                if served == digest:
+                    raise ArtifactError(f"{digest}: is served already; nothing to compare it with")
+                self._step(uow, tenant, digest, "canary", actor, stable=served, percent=percent)
+            elif served != digest or tried:
                 self._step(uow, tenant, digest, "publish", actor)
         with self.database.begin() as uow:
             return self.outbox.write_channel(uow, tenant)[0]
@@ -319,15 +337,22 @@ class Registry:
     def rollback(self, tenant: str = "", *, actor: str = "operator") -> Channel:
         """Serve again what was published before; going back twice goes two steps back.
 
+        While an artifact is tried on a share of the requests, the first step back ends that.
+
         Raises:
             MissingError: nothing was published before what is served now.
         """
         with self.database.begin() as uow:
-            published = still_published(uow.channels.history(tenant))
-            if len(published) < 2:
+            history = uow.channels.history(tenant)
+            published = still_published(history)
+            if history and history[-1].candidate:
+                tried = history[-1]
+                self._step(uow, tenant, tried.digest, "canary", actor, stable=tried.stable)
+            elif len(published) < 2:
                 raise MissingError(f"channel {tenant or 'global'}: nothing was published before")
-            self.verified(published[-2])
-            self._step(uow, tenant, published[-2], "rollback", actor)
+            else:
+                self.verified(published[-2])
+                self._step(uow, tenant, published[-2], "rollback", actor)
         with self.database.begin() as uow:
             return self.outbox.write_channel(uow, tenant)[0]
 
@@ -343,12 +368,20 @@ class Registry:
             history = uow.channels.history(check_tenant(tenant))
             if not history:
                 raise MissingError(f"channel {tenant}: nothing was ever published to it")
-            if history[-1].served:
-                self._step(uow, tenant, history[-1].served, "withdraw", actor)
+            if now := history[-1].served or history[-1].candidate:
+                self._step(uow, tenant, now, "withdraw", actor)
         with self.database.begin() as uow:
             return self.outbox.write_channel(uow, tenant)[0]
 
-    def _step(self, uow: UnitOfWork, tenant: str, digest: str, action: Any, actor: str) -> None:
+    def _step(
+        self,
+        uow: UnitOfWork,
+        tenant: str,
+        digest: str,
+        action: Any,
+        actor: str,
+        **trial: Any,
+    ) -> None:
         if tenant:
             check_tenant(tenant)
         step = Publication(
@@ -357,9 +390,10 @@ class Registry:
             digest=digest,
             action=action,
             published_at=utc_now(),
+            **trial,
         )
         uow.channels.add(step)
-        self.record(uow, actor, f"channel.{action}", step.name, digest)
+        self.record(uow, actor, f"channel.{action}", step.name, step.audited)
 
     # -- audit -------------------------------------------------------------------------------
 

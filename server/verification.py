@@ -12,7 +12,7 @@ from pathlib import Path
 from handbill.errors import ArtifactError, HandbillError
 from handbill.generator import artifacts
 from handbill.server.audit import AuditEntry, chain_problems, forgotten, read_head, removed
-from handbill.server.outbox import HEAD_FILE
+from handbill.server.outbox import HEAD_FILE, channel_of
 from handbill.server.records import Artifact, Publication, Round
 from handbill.server.registry import Registry
 
@@ -159,12 +159,13 @@ def _history_problems(
     recorded = {e.object: (e.action, e.result) for e in chain if e.action.startswith("channel.")}
     steps = [step for history in histories.values() for step in history]
     for step in steps:
-        if recorded.get(step.name) != (f"channel.{step.action}", step.digest):
+        if recorded.get(step.name) != (f"channel.{step.action}", step.audited):
             yield f"channel {step.name}: differs from what the audit chain recorded"
-        if step.digest not in known:
-            yield f"channel {step.name}: {step.digest} has no row"
-        elif known[step.digest].tenant not in {"", step.tenant}:
-            yield f"channel {step.name}: serves the adapter of {known[step.digest].tenant}"
+        for digest in filter(None, (step.digest, step.stable)):
+            if digest not in known:
+                yield f"channel {step.name}: {digest} has no row"
+            elif known[digest].tenant not in {"", step.tenant}:
+                yield f"channel {step.name}: serves the adapter of {known[digest].tenant}"
     for name in sorted(recorded.keys() - {step.name for step in steps}):
         yield f"channel {name}: published according to the audit chain, but its row is gone"
 
@@ -184,7 +185,7 @@ def _channel_file_problems(
         newest = history[-1]
         if channel is None:
             yield f"{path}: missing; starting the server writes it again"
-        elif (channel.digest, channel.serial) != (newest.served, newest.serial):
+        elif channel != channel_of(newest):
             yield f"{path}: serial {channel.serial}, but the database says {newest.serial}"
     for path in sorted((registry.root / "channels").glob("*.json")):
         if path not in expected:

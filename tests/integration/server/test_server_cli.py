@@ -103,6 +103,10 @@ def test_publish_and_rollback_say_who_is_served_what(home):
     given = facts(models_app, home, "publish", latest, "--tenant", "shop-a")
     assert (given["tenant"], given["digest"], given["serial"]) == ("shop-a", latest, 2)
     assert facts(models_app, home, "rollback", "--tenant", "shop-a")["serial"] == 3
+    tried = call(models_app, home, "publish", "3", "--percent", "10")
+    assert f"and {latest} on 10 % of the requests (serial 5)" in tried
+    assert "everyone (10 %)" in call(models_app, home, "list")
+    assert facts(models_app, home, "rollback")["candidate"] == ""
     assert "all sound" in call(models_app, home, "verify")
 
 
