@@ -8,6 +8,7 @@ A channel's serial never goes back, also over restarts: who can write the folder
 cannot bring an old version back.
 """
 
+import hashlib
 import logging
 import threading
 import time
@@ -60,6 +61,37 @@ class Route:
         """Names what answered, such as ``tenant-v3-1f2e3d4c-on-5a6b7c8d``."""
         name = f"{self.kind}-v{self.version}-{_short(self.digest)}"
         return f"{name}-on-{_short(self.parent)}" if self.parent else name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A candidate that a share of a channel's requests is served.
+
+    Attributes:
+        channel: Its name.
+        serial: Of the publication.
+        stable: Digest of what the channel serves the others, the base model's if none.
+        percent: The share.
+    """
+
+    channel: str
+    serial: int
+    candidate: Route
+    stable: str
+    percent: int
+
+    def takes(self, who: str) -> bool:
+        """Whether someone is served the candidate: always the same, and still so when the share grows."""
+        named = f"{self.channel}\n{self.candidate.digest}\n{who}".encode()
+        return int.from_bytes(hashlib.sha256(named).digest()[:8]) % 100 < self.percent
+
+
+class Halts(Protocol):
+    """Knows which trials were ended before the operator did."""
+
+    def halted(self, trial: Trial) -> bool:
+        """Whether this one was."""
+        ...
 
 
 class Marks(Protocol):
@@ -148,13 +180,19 @@ class Registry:
     Args:
         verifier: Reads the registry.
         marks: Where the newest serials are remembered.
+        halts: Which trials are over, looked up at every refresh; none if not given.
     """
 
-    def __init__(self, verifier: Verifier, marks: Marks | None = None) -> None:
+    def __init__(
+        self, verifier: Verifier, marks: Marks | None = None, halts: Halts | None = None
+    ) -> None:
         self._verifier = verifier
         self._root = verifier.root
         self._marks = marks or MemoryMarks()
         self._routes: dict[str, Route] = {}  # by channel name; replaced, never changed in place
+        self._trials: dict[str, Trial] = {}  # the same
+        self._halts = halts
+        self._halted = frozenset[str]()  # channels whose trial is over
         self._stamps: dict[str, tuple[int, int, int]] = {}  # of channel files already followed
         self._complaints: dict[str, str] = {}
         self._closing = threading.Event()
@@ -166,6 +204,25 @@ class Registry:
         """What a tenant is served now."""
         own = self._routes.get(check_tenant(tenant))
         return own or self._routes.get(GLOBAL_CHANNEL) or self._base_route()
+
+    def choices(self, tenant: str, who: str) -> list[Route]:
+        """What a tenant is served now and may ask for by name; the first without one.
+
+        Args:
+            tenant: Whose.
+            who: The request is made for; the same is served the same while a candidate is tried.
+        """
+        stable = self.route(tenant)
+        name = tenant if tenant in self._routes or tenant in self._trials else GLOBAL_CHANNEL
+        trial = self._trials.get(name)
+        if trial is None or name in self._halted:
+            return [stable]
+        both = [trial.candidate, stable]
+        return both if trial.takes(who) else both[::-1]
+
+    def trials(self) -> list[Trial]:
+        """Candidates that are tried now."""
+        return [trial for name, trial in self._trials.items() if name not in self._halted]
 
     def variant(self, tenant: str, adapter: str) -> Route | None:
         """One of what a tenant could be served now, for an experiment that compares them.
@@ -197,6 +254,9 @@ class Registry:
                     self._complain(name, str(error))
                 else:
                     self._complaints.pop(name, None)
+        if self._halts is not None:
+            trials = self._trials.items()
+            self._halted = frozenset(name for name, trial in trials if self._halts.halted(trial))
         self.refreshed_at = time.monotonic()
 
     def start(self, poll_s: float) -> None:
@@ -240,22 +300,31 @@ class Registry:
             raise ArtifactError(f"channel {name}: serial {channel.serial} after {serial} refused")
         routes = {k: route for k, route in self._routes.items() if k != name}
         if channel.digest:
-            routes[name] = self._verified_route(channel)
+            routes[name] = self._verified_route(channel, channel.digest)
+        trials = {k: trial for k, trial in self._trials.items() if k != name}
+        if channel.candidate:
+            trials[name] = Trial(
+                channel=name,
+                serial=channel.serial,
+                candidate=self._verified_route(channel, channel.candidate),
+                stable=(routes.get(name) or self._base_route()).digest,
+                percent=channel.percent,
+            )
         self._marks.write(name, channel.serial, channel.digest)
         self._stamps[name] = stamp
-        self._routes = routes
+        self._routes, self._trials = routes, trials
         log.info(
             "channel_served",
             extra={"channel": name, "artifact": channel.digest, "serial": channel.serial},
         )
 
-    def _verified_route(self, channel: Channel) -> Route:
-        manifest, _ = self._verifier.read(channel.digest)
+    def _verified_route(self, channel: Channel, digest: str) -> Route:
+        manifest, _ = self._verifier.read(digest)
         if manifest.kind == "tenant" and manifest.tenant != channel.tenant:
-            raise ArtifactError(f"{channel.digest}: belongs to another tenant than its channel")
+            raise ArtifactError(f"{digest}: belongs to another tenant than its channel")
         return Route(
-            adapter=channel.digest,
-            digest=channel.digest,
+            adapter=digest,
+            digest=digest,
             kind=manifest.kind,
             version=manifest.version,
             parent=manifest.parent if manifest.kind == "tenant" else "",

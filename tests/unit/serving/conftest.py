@@ -157,10 +157,16 @@ class Publisher:
         seal(folder, key=self.key, **fields)
         return self.store.add(folder)
 
-    def point(self, tenant: str, digest: str, *, serial: int | None = None) -> None:
+    def point(
+        self, tenant: str, digest: str, *, serial: int | None = None, **trial: str | int
+    ) -> None:
         self.serial += 1
         channel = Channel(
-            tenant=tenant, digest=digest, serial=serial or self.serial, published=utc_now()
+            tenant=tenant,
+            digest=digest,
+            serial=serial or self.serial,
+            published=utc_now(),
+            **trial,
         )
         write_channel(self.root, channel, self.key)
 

@@ -1,0 +1,178 @@
+"""A candidate is tried on a share of the requests, and goes back by itself when it fails more."""
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from handbill.serving.canaries import Canaries
+from handbill.serving.config import ServingConfig
+from handbill.serving.migrations import migrate
+from handbill.serving.orm import utc_now
+from handbill.serving.registry import Registry, Route, Trial, Verifier
+from handbill.serving.repository import Repository, Usage
+
+PEOPLE = [f"shopper-{number}" for number in range(2000)]
+
+
+@pytest.fixture
+def config(tmp_path):
+    state = tmp_path / "serving"
+    state.mkdir()
+    return ServingConfig(registry=tmp_path / "registry", state=state)
+
+
+@pytest.fixture
+def registry(publisher, base):
+    return Registry(Verifier(publisher.root, base))
+
+
+@pytest.fixture
+def three(publisher, adapters):
+    """Digests of everyone's model and of two of acme's."""
+    everyone = publisher.seal(adapters.folder(0))
+    own = [publisher.seal(adapters.folder(i), "acme", version=i) for i in (1, 2)]
+    return everyone, *own
+
+
+def first(registry, tenant="acme"):
+    """What each of many is served."""
+    registry.refresh()
+    return [registry.choices(tenant, who)[0].digest for who in PEOPLE]
+
+
+def test_a_share_of_the_people_is_served_the_candidate_and_always_the_same(
+    publisher, registry, three
+):
+    everyone, old, new = three
+    publisher.point("", everyone)
+    publisher.point("acme", old, candidate=new, percent=10)
+    given = first(registry)
+    assert 150 < given.count(new) < 250
+    assert given.count(old) == len(PEOPLE) - given.count(new)
+    assert first(registry) == given
+    publisher.point("acme", old, candidate=new, percent=50)
+    more = first(registry)
+    assert 900 < more.count(new) < 1100
+    assert all(after == new for before, after in zip(given, more, strict=True) if before == new)
+    assert set(first(registry, "bolt")) == {everyone}
+    assert {route.digest for route in registry.choices("acme", "x")} == {old, new}
+    assert registry.route("acme").digest == old
+    publisher.point("acme", new)
+    assert set(first(registry)) == {new}
+    assert registry.trials() == []
+
+
+def test_a_first_adapter_is_tried_beside_what_everyone_is_served(publisher, registry, three):
+    everyone, _, new = three
+    publisher.point("", everyone)
+    publisher.point("acme", "", candidate=new, percent=50)
+    assert set(first(registry)) == {everyone, new}
+
+
+def test_a_candidate_for_everyone_reaches_those_without_an_own_one(
+    publisher, adapters, registry, three
+):
+    everyone, old, _ = three
+    candidate = publisher.seal(adapters.folder(3), version=2)
+    publisher.point("", everyone, candidate=candidate, percent=50)
+    publisher.point("acme", old)
+    assert set(first(registry, "bolt")) == {everyone, candidate}
+    assert set(first(registry, "acme")) == {old}
+
+
+def test_a_candidate_of_somebody_else_or_damaged_is_refused_and_nothing_changes(
+    publisher, registry, three
+):
+    _, old, new = three
+    publisher.point("acme", old)
+    assert set(first(registry)) == {old}
+    publisher.point("bolt", "", candidate=new, percent=50)
+    assert set(first(registry, "bolt")) == {registry.route("bolt").digest}
+    card = publisher.store.path(new) / "README.md"
+    card.write_bytes(card.read_bytes() + b"x")
+    publisher.point("acme", old, candidate=new, percent=50)
+    assert set(first(registry)) == {old}
+    assert registry.refused >= 2
+
+
+class Answers:
+    """Requests of a tenant, by chance stable or candidate, that fail at a rate of each."""
+
+    def __init__(self, config, trial):
+        self.repository, self.trial = Repository(config.url), trial
+        self.draws = np.random.default_rng(0)
+
+    def add(self, count, *, stable, candidate):
+        for _ in range(count):
+            new = self.draws.random() < self.trial.percent / 100
+            failed = self.draws.random() < (candidate if new else stable)
+            usage = Usage(
+                tenant="acme",
+                key="k" * 8,
+                request="r",
+                endpoint="/v1/copy",
+                artifact=self.trial.candidate.digest if new else self.trial.stable,
+                prompt_tokens=1,
+                completion_tokens=1,
+                outcome="error" if failed else "done",
+                started_at=utc_now() + timedelta(seconds=1),
+                duration_ms=1,
+            )
+            self.repository.add_usage(usage)
+
+
+@pytest.fixture
+def trial():
+    route = Route(adapter="sha256:b", digest="sha256:b", kind="tenant", version=2)
+    return Trial(channel="acme", serial=2, candidate=route, stable="sha256:a", percent=50)
+
+
+@pytest.fixture
+def canaries(config, trial):
+    migrate(config.url)
+    repository = Repository(config.url)
+    repository.add_tenant("acme", "Acme")
+    found = Canaries(config.url)
+    assert not found.halted(trial)
+    yield found
+    found.close()
+
+
+def test_a_candidate_that_fails_is_sent_back_and_stays_so(canaries, config, trial):
+    answers = Answers(config, trial)
+    answers.add(60, stable=0.02, candidate=0.9)
+    assert canaries.halted(trial)
+    answers.add(60, stable=0.9, candidate=0.0)
+    again = Canaries(config.url)
+    assert again.halted(trial)
+    again.close()
+    later = Trial(
+        channel="acme", serial=3, candidate=trial.candidate, stable=trial.stable, percent=50
+    )
+    assert not canaries.halted(later)  # the operator tries it again
+
+
+def test_one_that_is_as_good_or_better_is_not(canaries, config, trial):
+    answers = Answers(config, trial)
+    answers.add(150, stable=0.1, candidate=0.1)
+    assert not canaries.halted(trial)
+    answers.add(150, stable=0.6, candidate=0.05)
+    assert not canaries.halted(trial)
+
+
+def test_a_registry_serves_the_stable_one_again_when_a_trial_is_halted(
+    publisher, base, three, config
+):
+    _, old, new = three
+    migrate(config.url)
+    Repository(config.url).add_tenant("acme", "Acme")
+    canaries = Canaries(config.url)
+    registry = Registry(Verifier(publisher.root, base), halts=canaries)
+    publisher.point("acme", old, candidate=new, percent=50)
+    assert set(first(registry)) == {old, new}
+    (trial,) = registry.trials()
+    Answers(config, trial).add(60, stable=0.0, candidate=1.0)
+    assert set(first(registry)) == {old}
+    assert registry.trials() == []
+    canaries.close()
