@@ -43,19 +43,29 @@ class LostError(UnavailableError):
 
 
 class EngineReplica:
-    """A Serve deployment that holds one engine. Its event loop never runs torch."""
+    """A Serve deployment that holds one engine. Its event loop never runs torch.
 
-    def __init__(self, config: ServingConfig, base: BaseModel) -> None:
-        keep_grpc_local()
+    Args:
+        config: How the service runs.
+        base: The base model; found anew from ``config`` if not given.
+        local: Close Serve's port between replicas to other machines.
+    """
+
+    def __init__(
+        self, config: ServingConfig, base: BaseModel | None, *, local: bool = True
+    ) -> None:
+        if local:
+            keep_grpc_local()
         import torch
 
-        from handbill.generator.base_models import load_base
+        from handbill.generator.base_models import load_base, resolve_base
         from handbill.serving.engine import TorchEngine
         from handbill.serving.registry import Verifier
 
         if config.device == "cpu":  # Ray sets one thread for an actor of less than one core
             cores = len(os.sched_getaffinity(0))
             torch.set_num_threads(config.threads or max(1, cores // config.most_replicas))
+        base = base or resolve_base(config.base)
         model, tokenizer = load_base(base, device=config.device, dtype=config.dtype)
         self._engine = TorchEngine(
             model,
@@ -159,9 +169,10 @@ class RemoteEngine:
         return stats
 
 
-def gateway_app(config: ServingConfig, base: BaseModel) -> Any:
+def gateway_app(config: ServingConfig, base: BaseModel, *, local: bool = True) -> Any:
     """The gateway's app, made inside its own process."""
-    keep_grpc_local()
+    if local:
+        keep_grpc_local()
     from ray import serve
     from transformers import AutoTokenizer
 

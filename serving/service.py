@@ -19,12 +19,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from handbill.errors import InputError
 from handbill.generator.base_models import BaseModel, resolve_base
+from handbill.serving.application import application
 from handbill.serving.config import MODELS, ServingConfig
-from handbill.serving.replicas import APP, ENGINE, EngineReplica, gateway_app
+from handbill.serving.replicas import APP
 from handbill.serving.tenants import open_tenants
 from handbill.serving.watchdog import end_ray, ray_home, start_watchdog
 
@@ -139,41 +140,9 @@ def _start_app(config: ServingConfig, base: BaseModel) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(http_options={"host": config.host, "port": config.port}, logging_config=quiet)
-    engine = serve.deployment(EngineReplica).options(
-        name=ENGINE,
-        **_how_many(config),
-        max_ongoing_requests=10 * (config.queue_limit + config.max_batch),  # the engine refuses
-        ray_actor_options={"num_cpus": 0.5, "num_gpus": 1 if config.device == "cuda" else 0},
-        graceful_shutdown_timeout_s=5.0,
-    )
-
-    def build() -> Any:
-        return gateway_app(config, base)
-
-    gateway = serve.deployment(serve.ingress(build)()).options(
-        name="Gateway",
-        max_ongoing_requests=10 * (config.queue_limit + config.max_batch),
-        ray_actor_options={"num_cpus": 0.1},
-        graceful_shutdown_timeout_s=5.0,
-    )
     serve.run(
-        gateway.bind(engine.bind(config, base)),
-        name=APP,
-        route_prefix="/",
-        logging_config=quiet,
+        application(config, base, local=True), name=APP, route_prefix="/", logging_config=quiet
     )
-
-
-def _how_many(config: ServingConfig) -> dict[str, Any]:
-    """Serve's options for a fixed number of engines, or for one that follows the load."""
-    if config.most_replicas == config.replicas:
-        return {"num_replicas": config.replicas}
-    scaling = {
-        "min_replicas": config.replicas,
-        "max_replicas": config.most_replicas,
-        "target_ongoing_requests": config.max_batch,
-    }
-    return {"autoscaling_config": scaling}
 
 
 def _free_port(config: ServingConfig) -> int:
