@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -70,15 +70,15 @@ class Trial:
     Attributes:
         channel: Its name.
         serial: Of the publication.
-        stable: Digest of what the channel serves the others, the base model's if none.
+        stable: Digest of what is served beside it.
         percent: The share.
     """
 
     channel: str
     serial: int
     candidate: Route
-    stable: str
     percent: int
+    stable: str = ""
 
     def takes(self, who: str) -> bool:
         """Whether someone is served the candidate: always the same, and still so when the share grows."""
@@ -222,7 +222,7 @@ class Registry:
 
     def trials(self) -> list[Trial]:
         """Candidates that are tried now."""
-        return [trial for name, trial in self._trials.items() if name not in self._halted]
+        return [trial for trial in self._every_trial() if trial.channel not in self._halted]
 
     def variant(self, tenant: str, adapter: str) -> Route | None:
         """One of what a tenant could be served now, for an experiment that compares them.
@@ -255,8 +255,8 @@ class Registry:
                 else:
                     self._complaints.pop(name, None)
         if self._halts is not None:
-            trials = self._trials.items()
-            self._halted = frozenset(name for name, trial in trials if self._halts.halted(trial))
+            trials = self._every_trial()
+            self._halted = frozenset(t.channel for t in trials if self._halts.halted(t))
         self.refreshed_at = time.monotonic()
 
     def start(self, poll_s: float) -> None:
@@ -307,7 +307,6 @@ class Registry:
                 channel=name,
                 serial=channel.serial,
                 candidate=self._verified_route(channel, channel.candidate),
-                stable=(routes.get(name) or self._base_route()).digest,
                 percent=channel.percent,
             )
         self._marks.write(name, channel.serial, channel.digest)
@@ -329,6 +328,13 @@ class Registry:
             version=manifest.version,
             parent=manifest.parent if manifest.kind == "tenant" else "",
         )
+
+    def _every_trial(self) -> list[Trial]:
+        everyone = self._routes.get(GLOBAL_CHANNEL) or self._base_route()
+        return [
+            replace(trial, stable=self._routes.get(name, everyone).digest)
+            for name, trial in self._trials.items()
+        ]
 
     def _complain(self, name: str, reason: str) -> None:
         if self._complaints.get(name) != reason:  # once, not at every look
