@@ -1,5 +1,6 @@
 """A registry with real artifacts, on SQLite and on a PostgreSQL server of our own."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
