@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from handbill.generator.claims.checker import check
 from handbill.generator.prompts import CopyRequest, plain_ids, render_chat, render_prompt
-from handbill.serving import refusals
+from handbill.serving import openapi, refusals
 from handbill.serving.answers import (
     Answer,
     ChatAnswer,
@@ -28,10 +28,11 @@ from handbill.serving.answers import (
     events,
 )
 from handbill.serving.claims_api import claims_routes
+from handbill.serving.documented import documented
 from handbill.serving.errors import BadRequestError, ModelNotFoundError
 from handbill.serving.feedback.api import feedback_routes
 from handbill.serving.feedback.tracking import Tracking, tracking_of
-from handbill.serving.gate import CallerOf, Gate, caller_of
+from handbill.serving.gate import Gate, MayGenerate
 from handbill.serving.gateway import Gateway, Job
 from handbill.serving.requests import (
     ChatBody,
@@ -39,6 +40,16 @@ from handbill.serving.requests import (
     CopyBody,
     Generation,
 )
+from handbill.serving.schemas import (
+    ChatCompletion,
+    CopyResult,
+    Health,
+    Model,
+    ModelList,
+    Readiness,
+    TextCompletion,
+)
+from handbill.serving.tenants import Caller
 
 # The words that say that a machine wrote it, by language.
 AI_LABELS: Final = {"zh": "AI 生成", "en": "AI-generated"}
@@ -59,28 +70,72 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
         gateway.close()
 
     # The pages of documentation would load scripts from elsewhere; the schema itself stays.
-    app = FastAPI(title="handbill", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.add_middleware(Gate, gateway=gateway, answers_request_id=answers_request_id)
     refusals.install(app)
+    openapi.complete(app)
     app.include_router(claims_routes(gateway))
     app.include_router(feedback_routes(gateway))
 
-    @app.post("/v1/chat/completions")
-    async def chat(body: ChatBody, request: Request) -> Response:
+    @app.post(
+        "/v1/chat/completions",
+        **documented(
+            ChatCompletion,
+            "openai",
+            about="The answers, or with `stream` a stream of chunks.",
+            example={
+                "messages": [{"role": "user", "content": "Two uses for an oak desk lamp?"}],
+                "max_tokens": 60,
+            },
+            stream=True,
+            refusals=("NotFound",),
+        ),
+    )
+    async def chat(body: ChatBody, request: Request, caller: MayGenerate) -> Response:
         """Continue a conversation."""
         prompt = render_chat(gateway.tokenizer, [message.pair() for message in body.messages])
-        return await _respond(gateway, request, ChatAnswer, body, [prompt])
+        return await _respond(gateway, request, ChatAnswer, body, [prompt], caller=caller)
 
-    @app.post("/v1/completions")
-    async def complete(body: CompletionBody, request: Request) -> Response:
+    @app.post(
+        "/v1/completions",
+        **documented(
+            TextCompletion,
+            "openai",
+            about="The answers, or with `stream` a stream of chunks.",
+            example={"prompt": "A lamp for late readers:", "max_tokens": 40},
+            stream=True,
+            refusals=("NotFound",),
+        ),
+    )
+    async def complete(body: CompletionBody, request: Request, caller: MayGenerate) -> Response:
         """Continue a text."""
         prompts = [plain_ids(gateway.tokenizer, text) for text in body.texts()]
-        return await _respond(gateway, request, CompletionAnswer, body, prompts)
+        return await _respond(gateway, request, CompletionAnswer, body, prompts, caller=caller)
 
-    @app.post("/v1/copy")
-    async def copy(body: CopyBody, request: Request) -> Response:
+    @app.post(
+        "/v1/copy",
+        **documented(
+            CopyResult,
+            "copy",
+            about="The copy that passed the check, or with `stream` each piece as an event.",
+            example={
+                "title": "Oak desk lamp",
+                "description": "Warm light, dimmer, 40 cm",
+                "shopper": "reads at night",
+                "n": 2,
+            },
+            stream=True,
+            refusals=("NotFound", "Blocked"),
+        ),
+    )
+    async def copy(body: CopyBody, request: Request, caller: MayGenerate) -> Response:
         """Write copy for a product, for one shopper or for all."""
-        tracking = await run_in_threadpool(tracking_of, gateway, caller_of(request), body)
+        tracking = await run_in_threadpool(tracking_of, gateway, caller, body)
         body = tracking.body
         room = gateway.config.max_prompt_tokens
         product = body.request()
@@ -99,29 +154,36 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
             shape,
             body,
             [prompt],
+            caller=caller,
             product=product,
             review=body.review,
             tracking=tracking,
         )
 
-    @app.get("/v1/models")
-    async def models(caller: CallerOf) -> dict[str, Any]:
+    @app.get("/v1/models", **documented(ModelList, "openai", about="The names."))
+    async def models(caller: MayGenerate) -> dict[str, Any]:
         """The names the caller may use."""
         return {"object": "list", "data": [_model(name) for name in gateway.models(caller)]}
 
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str, caller: CallerOf) -> dict[str, Any]:
+    @app.get(
+        "/v1/models/{name:path}",
+        **documented(Model, "openai", about="The name.", refusals=("NotFound",)),
+    )
+    async def model(name: str, caller: MayGenerate) -> dict[str, Any]:
         """One of those names."""
         if name not in gateway.models(caller):
             raise ModelNotFoundError
         return _model(name)
 
-    @app.get("/healthz")
+    @app.get("/healthz", **documented(Health, "service", about="It answers."))
     async def healthz() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get(
+        "/readyz",
+        **documented(Readiness, "service", about="It can.", refusals=("Unavailable",)),
+    )
     async def readyz() -> dict[str, Any]:
         """Whether it can write copy."""
         return {"status": "ready", **await gateway.health()}
@@ -136,12 +198,12 @@ async def _respond(
     body: Generation,
     prompts: list[list[int]],
     *,
+    caller: Caller,
     product: CopyRequest | None = None,
     review: bool = False,
     tracking: Tracking | None = None,
 ) -> Response:
     """Run a request and answer it whole or as a stream; copy for a product only if it passes."""
-    caller = caller_of(request)
     route = gateway.route(caller, body.model, adapter=tracking.adapter if tracking else "")
     n = body.answers(gateway.config)
     if len(prompts) * n > gateway.config.max_choices:

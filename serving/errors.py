@@ -42,6 +42,20 @@ class InvalidKeyError(GatewayError):
         super().__init__("Incorrect API key provided. Send `Authorization: Bearer hb_...`.")
 
 
+class ScopeError(GatewayError):
+    """The key is good, and not for this."""
+
+    status_code = 403
+    kind = "permission_error"
+    code = "insufficient_scope"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(
+            f"This key may not be used for this: it lacks the scope {scope!r}. "
+            f"The operator makes another: handbill tenants key ID --scope {scope}"
+        )
+
+
 class ModelNotFoundError(GatewayError):
     """A model name that is not the caller's: whether it exists elsewhere is not told."""
 

@@ -5,13 +5,16 @@ from collections.abc import MutableMapping
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import Depends, Request
+from fastapi import Request, Security
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security import SecurityScopes
+from fastapi.security.base import SecurityBase
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handbill.errors import HandbillError
-from handbill.serving.errors import InvalidKeyError, TooLargeError
+from handbill.serving.errors import InvalidKeyError, ScopeError, TooLargeError
 from handbill.serving.gateway import Gateway
 from handbill.serving.refusals import refusal
 from handbill.serving.tenants import Caller
@@ -23,7 +26,26 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-CallerOf = Annotated[Caller, Depends(caller_of)]
+class _KeyWithScope(SecurityBase):
+    """Whom the gate let in, with a key that has the route's scope; so the document says it, too."""
+
+    def __init__(self) -> None:
+        self.model = HTTPBearer(bearerFormat="hb_ID_SECRET_CHECKSUM")
+        self.scheme_name = "key"
+
+    async def __call__(self, request: Request, wanted: SecurityScopes) -> Caller:
+        caller = caller_of(request)
+        for scope in wanted.scopes:
+            if scope not in caller.scopes:
+                raise ScopeError(scope)
+        return caller
+
+
+_key = _KeyWithScope()
+# Every route under /v1 takes one of these: a test looks for it.
+MayGenerate = Annotated[Caller, Security(_key, scopes=["generate"])]
+MaySendFeedback = Annotated[Caller, Security(_key, scopes=["feedback"])]
+MayManage = Annotated[Caller, Security(_key, scopes=["manage"])]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 

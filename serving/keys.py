@@ -14,6 +14,7 @@ import re
 import secrets
 import string
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -21,6 +22,12 @@ from typing import Final, Self
 from handbill.errors import InputError
 
 PEPPER_BYTES: Final = 32
+# What a key may be used for.
+SCOPES: Final = {
+    "generate": "ask for text: chat, completions, copy, checks, batches, models, usage",
+    "feedback": "send events, and nothing else: for what runs close to shoppers",
+    "manage": "read and delete feedback; experiments, house rules and the review queue",
+}
 _KEY: Final = re.compile(r"hb_([a-z0-9]{8})_([A-Za-z0-9_-]{43})_([0-9a-f]{8})")
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
@@ -55,6 +62,18 @@ class ApiKey:
     def mac(self, pepper: bytes) -> str:
         """What is stored of it."""
         return hmac.new(pepper, f"{self.id}\0{self.secret}".encode(), hashlib.sha256).hexdigest()
+
+
+def check_scopes(scopes: Iterable[str]) -> frozenset[str]:
+    """Scopes as a set; all of them when none is given.
+
+    Raises:
+        InputError: One that there is not.
+    """
+    wanted = frozenset(scopes) or frozenset(SCOPES)
+    for scope in sorted(wanted - SCOPES.keys()):
+        raise InputError(f"scope: {scope[:80]!r} is not one of {', '.join(SCOPES)}")
+    return wanted
 
 
 def load_or_create_pepper(path: Path) -> bytes:

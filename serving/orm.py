@@ -30,12 +30,13 @@ class TenantRow(Base):
 
 
 class KeyRow(Base):
-    """An API key: a MAC of it, never the key."""
+    """An API key: a MAC of it, never the key. ``scopes`` are sorted, with a space between."""
 
     __tablename__ = "api_key"
     id: Mapped[str] = mapped_column(String(8), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), index=True)
     mac: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[datetime] = mapped_column(DateTime)
     expires_at: Mapped[datetime | None] = mapped_column(DateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(DateTime)

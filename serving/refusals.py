@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from handbill.errors import ArtifactError, HandbillError, MissingError
-from handbill.serving.errors import BadRequestError, CopyBlockedError, GatewayError
+from handbill.serving.errors import BadRequestError, CopyBlockedError, GatewayError, InvalidKeyError
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ def error_body(error: HandbillError) -> tuple[int, dict[str, Any], dict[str, str
     wait_s = getattr(error, "retry_after_s", None)
     if wait_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+    if isinstance(error, InvalidKeyError):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, GatewayError):
         body = _body(str(error), error.kind, error.param, error.code)
         if isinstance(error, CopyBlockedError):

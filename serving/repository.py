@@ -1,6 +1,6 @@
 """Queries of the serving database. What belongs to a tenant is always asked by tenant."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -32,6 +32,7 @@ class StoredKey:
 
     tenant: str
     mac: str
+    scopes: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,12 @@ class Repository:
             keys: dict[str, list[dict[str, Any]]] = {}
             for key in session.scalars(select(KeyRow).order_by(KeyRow.created_at)):
                 keys.setdefault(key.tenant_id, []).append(
-                    {"id": key.id, "state": _key_state(key), "created": key.created_at.isoformat()}
+                    {
+                        "id": key.id,
+                        "state": _key_state(key),
+                        "scopes": key.scopes.split(),
+                        "created": key.created_at.isoformat(),
+                    }
                 )
             return [
                 {
@@ -103,12 +109,20 @@ class Repository:
                 for row in session.scalars(select(TenantRow).order_by(TenantRow.id))
             ]
 
-    def add_key(self, tenant: str, key: str, mac: str, expires_at: datetime | None) -> None:
+    def add_key(
+        self,
+        tenant: str,
+        key: str,
+        mac: str,
+        expires_at: datetime | None,
+        *,
+        scopes: Collection[str],
+    ) -> None:
         """Store a new key's MAC.
 
         Raises:
             MissingError: No such tenant.
-            InputError: The tenant has two live keys.
+            InputError: The tenant has two live keys of these scopes.
         """
         with Session(self._engine) as session, session.begin():
             # Writing first takes the row's lock, so that two callers cannot both count one key.
@@ -117,14 +131,22 @@ class Repository:
             )
             if touched.rowcount == 0:  # type: ignore[attr-defined]
                 raise MissingError(f"tenant {tenant}: no such tenant; `tenants add {tenant}` first")
-            mine = select(func.count()).select_from(KeyRow).where(KeyRow.tenant_id == tenant)
-            if (session.scalar(mine.where(*_live())) or 0) >= MAX_LIVE_KEYS:
+            written = " ".join(sorted(scopes))
+            mine = select(func.count()).select_from(KeyRow)
+            mine = mine.where(KeyRow.tenant_id == tenant, KeyRow.scopes == written, *_live())
+            if (session.scalar(mine) or 0) >= MAX_LIVE_KEYS:
                 raise InputError(
-                    f"tenant {tenant}: has {MAX_LIVE_KEYS} live keys; `tenants revoke KEYID` one first"
+                    f"tenant {tenant}: has {MAX_LIVE_KEYS} live keys for {written}; "
+                    f"`tenants revoke KEYID` one first"
                 )
             session.add(
                 KeyRow(
-                    id=key, tenant_id=tenant, mac=mac, created_at=utc_now(), expires_at=expires_at
+                    id=key,
+                    tenant_id=tenant,
+                    mac=mac,
+                    scopes=written,
+                    created_at=utc_now(),
+                    expires_at=expires_at,
                 )
             )
 
@@ -132,7 +154,10 @@ class Repository:
         """A key that is neither revoked nor expired."""
         with Session(self._engine) as session:
             row = session.scalar(select(KeyRow).where(KeyRow.id == key, *_live()))
-            return None if row is None else StoredKey(tenant=row.tenant_id, mac=row.mac)
+            if row is None:
+                return None
+            scopes = frozenset(row.scopes.split())
+            return StoredKey(tenant=row.tenant_id, mac=row.mac, scopes=scopes)
 
     def revoke_key(self, key: str) -> None:
         """End a key now; ending it twice is the same.

@@ -9,7 +9,8 @@ from handbill.errors import InputError
 FinishReason = Literal["stop", "length", "content_filter"]
 MAX_STOPS: Final = 4
 MAX_BIASES: Final = 1024
-_RANGES: Final[dict[str, tuple[float, float]]] = {
+# Of the settings of a request; pairs of lowest and highest.
+RANGES: Final[dict[str, tuple[float, float]]] = {
     "temperature": (0.0, 2.0),
     "top_k": (0, 2**31),
     "repetition_penalty": (0.5, 2.0),
@@ -58,7 +59,7 @@ class Sampling:
             raise InputError(f"top_p={self.top_p} not in (0, 1]")
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed={self.seed} not in [0, 2**64)")
-        for name, (low, high) in (*_RANGES.items(), ("min_tokens", (0, self.max_tokens))):
+        for name, (low, high) in (*RANGES.items(), ("min_tokens", (0, self.max_tokens))):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name}={getattr(self, name)} not in [{low}, {high}]")
         if len(self.logit_bias) > MAX_BIASES:

@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +13,7 @@ from handbill.generator.artifacts import check_tenant
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import InvalidKeyError
 from handbill.serving.house import House
-from handbill.serving.keys import ApiKey, load_or_create_pepper
+from handbill.serving.keys import SCOPES, ApiKey, check_scopes, load_or_create_pepper
 from handbill.serving.migrations import migrate
 from handbill.serving.orm import utc_now
 from handbill.serving.repository import Repository, Usage
@@ -27,10 +28,16 @@ _NOBODY: Final = ApiKey("00000000", "0" * 43)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who a request comes from, as its key proves."""
+    """Who a request comes from, as its key proves.
+
+    Attributes:
+        key: Id of the key.
+        scopes: What the key may be used for.
+    """
 
     tenant: str
     key: str
+    scopes: frozenset[str] = frozenset(SCOPES)
 
 
 class Tenants:
@@ -63,20 +70,31 @@ class Tenants:
             raise InputError(f"tenant {tenant}: this id is reserved")
         self._repository.add_tenant(tenant, name or tenant)
 
-    def new_key(self, tenant: str, *, days: float | None = None) -> ApiKey:
+    def new_key(
+        self, tenant: str, *, days: float | None = None, scopes: Iterable[str] = ()
+    ) -> ApiKey:
         """Make a key. This is the only moment it exists in the clear.
 
         Args:
             tenant: Whose.
             days: It ends after so many days; never when None.
+            scopes: What it may be used for, see :data:`~handbill.serving.keys.SCOPES`; everything
+                when empty.
 
         Raises:
             MissingError: No such tenant.
-            InputError: The tenant has two live keys already.
+            InputError: The tenant has two live keys of these scopes already, or there is no such
+                scope.
         """
         key = ApiKey.new()
         expires_at = None if days is None else utc_now() + timedelta(days=days)
-        self._repository.add_key(check_tenant(tenant), key.id, key.mac(self._pepper), expires_at)
+        self._repository.add_key(
+            check_tenant(tenant),
+            key.id,
+            key.mac(self._pepper),
+            expires_at,
+            scopes=check_scopes(scopes),
+        )
         return key
 
     def revoke(self, key_id: str) -> None:
@@ -102,7 +120,7 @@ class Tenants:
         matches = hmac.compare_digest(key.mac(self._pepper), expected)
         if stored is None or not matches:
             raise InvalidKeyError
-        return Caller(tenant=stored.tenant, key=key.id)
+        return Caller(tenant=stored.tenant, key=key.id, scopes=stored.scopes)
 
     def record(self, usage: Usage) -> None:
         """Write a request's usage soon; never blocks, never raises."""

@@ -9,13 +9,15 @@ from starlette.concurrency import run_in_threadpool
 
 from handbill.errors import InputError
 from handbill.serving.config import ServingConfig
+from handbill.serving.documented import documented
 from handbill.serving.errors import BadRequestError
 from handbill.serving.experiments.design import Design, Variant
 from handbill.serving.feedback.bodies import EventsBody, ExperimentBody, ForgetBody, VariantBody
 from handbill.serving.feedback.store import MAX_PAGE
-from handbill.serving.gate import CallerOf
+from handbill.serving.gate import MayManage, MaySendFeedback
 from handbill.serving.gateway import Gateway
 from handbill.serving.requests import CopyBody
+from handbill.serving.schemas import Deleted, EventPage, EventsTaken, Experiment, ExperimentList
 
 
 def feedback_routes(gateway: Gateway) -> APIRouter:
@@ -24,8 +26,21 @@ def feedback_routes(gateway: Gateway) -> APIRouter:
     feedback = gateway.feedback
     trials = feedback.experiments
 
-    @routes.post("/v1/events")
-    async def take_events(body: EventsBody, caller: CallerOf) -> dict[str, Any]:
+    @routes.post(
+        "/v1/events",
+        **documented(
+            EventsTaken,
+            "feedback",
+            about="What became of each.",
+            example={
+                "events": [
+                    {"id": "evt-1", "copy_id": "hb-5f0c-0", "kind": "click", "shopper": "c7d2"}
+                ]
+            },
+            refusals=("NotFound",),
+        ),
+    )
+    async def take_events(body: EventsBody, caller: MaySendFeedback) -> dict[str, Any]:
         """Take in what shoppers did with copy. A batch counts as an answer."""
         with gateway.limits.admit(caller.tenant, 1):
             work = partial(feedback.take, caller.tenant, body.events, partial=body.partial)
@@ -37,9 +52,9 @@ def feedback_routes(gateway: Gateway) -> APIRouter:
             "refused": taken.refused,
         }
 
-    @routes.get("/v1/events")
+    @routes.get("/v1/events", **documented(EventPage, "feedback", about="A page."))
     async def export_events(
-        caller: CallerOf,
+        caller: MayManage,
         after: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 500,
     ) -> dict[str, Any]:
@@ -49,8 +64,13 @@ def feedback_routes(gateway: Gateway) -> APIRouter:
             events, following = await run_in_threadpool(work)
         return {"object": "list", "data": events, "next": following or None}
 
-    @routes.delete("/v1/events")
-    async def forget_events(body: ForgetBody, caller: CallerOf) -> dict[str, Any]:
+    @routes.delete(
+        "/v1/events",
+        **documented(
+            Deleted, "feedback", about="How much was deleted.", example={"shopper": "c7d2"}
+        ),
+    )
+    async def forget_events(body: ForgetBody, caller: MayManage) -> dict[str, Any]:
         """Delete all that is kept of one shopper, or of all."""
         if body.shopper is None:
             counts = await run_in_threadpool(feedback.forget_tenant, caller.tenant)
@@ -58,26 +78,47 @@ def feedback_routes(gateway: Gateway) -> APIRouter:
             counts = await run_in_threadpool(feedback.forget_shopper, caller.tenant, body.shopper)
         return {"object": "deletion", **counts}
 
-    @routes.post("/v1/experiments", status_code=201)
-    async def create_experiment(body: ExperimentBody, caller: CallerOf) -> dict[str, Any]:
+    @routes.post(
+        "/v1/experiments",
+        **documented(
+            Experiment,
+            "experiments",
+            status=201,
+            about="The experiment.",
+            example={
+                "name": "tone",
+                "variants": [{"name": "plain"}, {"name": "warm", "settings": {"tone": "warm"}}],
+            },
+        ),
+    )
+    async def create_experiment(body: ExperimentBody, caller: MayManage) -> dict[str, Any]:
         """Begin an experiment."""
         design = _design(body, gateway)
         return await run_in_threadpool(trials.create, caller.tenant, design)
 
-    @routes.get("/v1/experiments")
-    async def list_experiments(caller: CallerOf) -> dict[str, Any]:
+    @routes.get(
+        "/v1/experiments",
+        **documented(ExperimentList, "experiments", about="The experiments."),
+    )
+    async def list_experiments(caller: MayManage) -> dict[str, Any]:
         """The caller's experiments, without their results."""
         rows = await run_in_threadpool(trials.list, caller.tenant)
         return {"object": "list", "data": rows}
 
-    @routes.get("/v1/experiments/{experiment}")
-    async def show_experiment(experiment: str, caller: CallerOf) -> dict[str, Any]:
+    @routes.get(
+        "/v1/experiments/{experiment}",
+        **documented(Experiment, "experiments", about="The experiment.", refusals=("NotFound",)),
+    )
+    async def show_experiment(experiment: str, caller: MayManage) -> dict[str, Any]:
         """One of them, with its result so far. Counts as an answer."""
         with gateway.limits.admit(caller.tenant, 1):
             return await run_in_threadpool(trials.show, caller.tenant, experiment)
 
-    @routes.post("/v1/experiments/{experiment}/stop")
-    async def stop_experiment(experiment: str, caller: CallerOf) -> dict[str, Any]:
+    @routes.post(
+        "/v1/experiments/{experiment}/stop",
+        **documented(Experiment, "experiments", about="The experiment.", refusals=("NotFound",)),
+    )
+    async def stop_experiment(experiment: str, caller: MayManage) -> dict[str, Any]:
         """Stop one; its result stays as it is now."""
         return await run_in_threadpool(trials.stop, caller.tenant, experiment)
 

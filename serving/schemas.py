@@ -1,0 +1,436 @@
+"""What the API answers, as types: the OpenAPI document and the Python client are made of these.
+
+Fields that are not named here may be added to any answer; whoever reads one lets them pass.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FinishReason = Literal["stop", "length", "content_filter"]
+
+
+class Answered(BaseModel):
+    """The base of all answers."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+
+class ErrorFacts(Answered):
+    """What was refused, and why."""
+
+    message: str
+    """For people: what is wrong, and what to do."""
+    type: str
+    """The kind of error, by OpenAI's names."""
+    param: str | None
+    """The field it is about."""
+    code: str | None
+    """For programs."""
+
+
+class ErrorBody(Answered):
+    """Every refusal has this shape."""
+
+    error: ErrorFacts
+
+
+class TokenUsage(Answered):
+    """What a request cost. Candidates that were not served count too."""
+
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    completion_tokens: int
+    """Tokens that were written."""
+    total_tokens: int
+    """Both."""
+
+
+class Finding(Answered):
+    """Something in a text that copy may not say, or not without proof."""
+
+    start: int
+    """Where it begins in the text, in characters."""
+    end: int
+    """Where it ends."""
+    text: str
+    """The words; empty when they are personal data."""
+    rule: str
+    """Which rule they break."""
+    severity: Literal["block", "warn"]
+    """Copy with a finding that blocks is not served."""
+    reason: str
+    """Why, in words."""
+    law: str
+    """Where the rule comes from; may be empty."""
+
+
+class Model(Answered):
+    """A name that the caller may give as `model`. All of a tenant's names lead to the same adapter."""
+
+    id: str
+    """The name."""
+    object: Literal["model"]
+    """Always `model`."""
+    created: int
+    """When it was asked for, in seconds since 1970."""
+    owned_by: str
+    """Always `handbill`."""
+
+
+class ModelList(Answered):
+    """The names a caller may use."""
+
+    object: Literal["list"]
+    """Always `list`."""
+    data: list[Model]
+    """The names."""
+
+
+class _Completed(Answered):
+    id: str
+    """Of this answer."""
+    created: int
+    """When it was begun, in seconds since 1970."""
+    model: str
+    """The name that was asked for."""
+    system_fingerprint: str
+    """Which version wrote it: whose adapter, its number, the beginning of its digest."""
+    usage: TokenUsage
+    """What it cost."""
+
+
+class ChatMessage(Answered):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    """Always `assistant`."""
+    content: str
+    """The text."""
+
+
+class ChatChoice(Answered):
+    """One answer of `n`."""
+
+    index: int
+    """Its number, from 0."""
+    message: ChatMessage
+    """What the model says."""
+    finish_reason: FinishReason
+    """Why it ended: by itself or at a stop string, or at `max_tokens`."""
+    findings: list[Finding] = []
+    """What copy may not say; only there when something was found. Chat is marked, not blocked."""
+
+
+class ChatCompletion(_Completed):
+    """The answer to a conversation, in OpenAI's shape."""
+
+    object: Literal["chat.completion"]
+    """Always `chat.completion`."""
+    choices: list[ChatChoice]
+    """The answers."""
+
+
+class TextChoice(Answered):
+    """One answer of `n`, to one of the prompts."""
+
+    index: int
+    """Its number, from 0: `n` for the first prompt, then `n` for the next."""
+    text: str
+    """The text."""
+    finish_reason: FinishReason
+    """Why it ended."""
+    findings: list[Finding] = []
+    """What copy may not say; only there when something was found."""
+
+
+class TextCompletion(_Completed):
+    """The answer to one or several prompts, in OpenAI's shape."""
+
+    object: Literal["text_completion"]
+    """Always `text_completion`."""
+    choices: list[TextChoice]
+    """The answers."""
+
+
+class Origin(Answered):
+    """Says that a machine wrote it, for whoever must say so."""
+
+    label: str
+    """The words, in the language of the copy."""
+    producer: str
+    """Always `handbill`."""
+    id: str
+    """Of the answer."""
+    model: str
+    """Digest of the version that wrote it."""
+
+
+class CopyPiece(Answered):
+    """A piece of copy that passed the check."""
+
+    copy_id: str = ""
+    """Its name, for `/v1/events`; not there when the service keeps no feedback."""
+    text: str
+    """The copy."""
+    finish_reason: Literal["stop", "length"]
+    """Why it ended."""
+    findings: list[Finding]
+    """What only warns."""
+
+
+class BlockedPiece(Answered):
+    """A piece none of whose candidates passed the check."""
+
+    findings: list[Finding]
+    """Of the last candidate."""
+    review: int | None = None
+    """Its number in the review queue, if the request asked for that."""
+
+
+class Trial(Answered):
+    """Which variant of an experiment wrote it."""
+
+    id: str
+    """The experiment."""
+    variant: str
+    """The variant's name."""
+
+
+class CopyResult(_Completed):
+    """Copy for a product."""
+
+    object: Literal["copy"]
+    """Always `copy`."""
+    version: str
+    """Digest of the version that wrote it."""
+    copies: list[CopyPiece]
+    """What passed, at least one."""
+    blocked: list[BlockedPiece]
+    """Why others did not."""
+    ai_generated: Origin
+    """Says that a machine wrote it."""
+    experiment: Trial | None = None
+    """The shopper's variant, if the request was of an experiment."""
+
+
+class CheckResult(Answered):
+    """What is wrong with a text."""
+
+    object: Literal["check"]
+    """Always `check`."""
+    blocked: bool
+    """Whether it could not be served."""
+    findings: list[Finding]
+    """What was found."""
+
+
+class HouseRule(Answered):
+    """One of a tenant's own rules."""
+
+    id: int
+    """Its number."""
+    kind: Literal["permit", "brand", "protect"]
+    """A rule the tenant may break, a brand of others, a text that may not be repeated."""
+    value: str
+    """The rule, brand or text."""
+    evidence: str
+    """What substantiates a permission."""
+    created: str
+    """When it was made, UTC."""
+
+
+class HouseRuleList(Answered):
+    """A tenant's own rules, oldest first."""
+
+    object: Literal["list"]
+    """Always `list`."""
+    data: list[HouseRule]
+    """The rules."""
+
+
+class HouseRuleMade(Answered):
+    """A rule that was made."""
+
+    object: Literal["house_rule"]
+    """Always `house_rule`."""
+    id: int
+    """Its number."""
+
+
+class Review(Answered):
+    """A blocked text that waits for a person, or was decided on."""
+
+    id: int
+    """Its number."""
+    state: Literal["pending", "approved", "edited", "rejected"]
+    """What was decided."""
+    title: str
+    """The product's name, without personal data."""
+    text: str
+    """The text, without personal data; empty once it is rejected."""
+    findings: list[Finding]
+    """What is wrong with it, by the rules as they are now."""
+    request: str
+    """Id of the request it answered."""
+    version: str
+    """Digest of the version that wrote it."""
+    created: str
+    """When it was kept, UTC."""
+    decided: str | None
+    """When it was decided on, UTC."""
+    decided_by: str | None
+    """Id of the key that decided."""
+
+
+class ReviewList(Answered):
+    """Texts in one state, oldest first."""
+
+    object: Literal["list"]
+    """Always `list`."""
+    data: list[Review]
+    """The texts."""
+
+
+class RefusedEvent(Answered):
+    """An event that was not taken."""
+
+    index: int
+    """Its place in the request, from 0."""
+    id: str
+    """Its id."""
+    code: str
+    """`unknown_copy`, `other_shopper`, `conflict` or `time`."""
+    message: str
+    """Why, in words."""
+
+
+class EventsTaken(Answered):
+    """What became of a batch of events."""
+
+    object: Literal["events"]
+    """Always `events`."""
+    accepted: int
+    """How many are new."""
+    repeated: int
+    """How many were there already."""
+    refused: list[RefusedEvent]
+    """The others."""
+
+
+class Event(Answered):
+    """An event as it is kept, in the clear."""
+
+    seq: int
+    """Its number: go on after it."""
+    kind: Literal["impression", "click", "conversion"]
+    """What the shopper did."""
+    shopper: str
+    """The shopper's key."""
+    time: str
+    """When it happened, UTC."""
+    received: str
+    """When it was received, UTC."""
+    copy_id: str
+    """The copy it is about."""
+    copied: Annotated[dict[str, Any] | None, Field(alias="copy")]
+    """The version, and with `feedback` the request and the text."""
+    value: float | None = None
+    """Of a conversion, what it was worth."""
+    experiment: str | None = None
+    """The experiment, if the copy was of one."""
+    variant: int | None = None
+    """Number of the variant."""
+    chance: float | None = None
+    """The chance the variant had for this shopper."""
+
+
+class EventPage(Answered):
+    """Some of the events, in the order they were received."""
+
+    object: Literal["list"]
+    """Always `list`."""
+    data: list[Event]
+    """The events."""
+    next: int | None
+    """Go on with `after` = this; null at the end."""
+
+
+class Deleted(Answered):
+    """What was deleted, in rows."""
+
+    object: Literal["deletion"]
+    """Always `deletion`."""
+    events: int
+    """Events."""
+    copies: int
+    """Pieces of copy that were remembered."""
+    assignments: int
+    """Places in experiments."""
+
+
+class Variant(Answered):
+    """One way of writing copy."""
+
+    name: str
+    """Its name."""
+    settings: dict[str, Any]
+    """Fields of the request for copy that it fixes."""
+    adapter: str
+    """Which published adapter writes; empty for what the tenant is served anyway."""
+    share: float
+    """Of the shoppers, in proportion to the others'."""
+
+
+class Experiment(Answered):
+    """An experiment."""
+
+    object: Literal["experiment"]
+    """Always `experiment`."""
+    id: str
+    """Its id, for requests for copy."""
+    name: str
+    """Its name."""
+    state: Literal["running", "stopped"]
+    """Whether it still gives variants."""
+    created: str
+    """When it began, UTC."""
+    stopped: str | None
+    """When it was stopped, UTC."""
+    variants: list[Variant]
+    """The first is what the others are compared with."""
+    metric: Literal["click", "conversion"]
+    """What of a shopper counts."""
+    result: dict[str, Any] | None = None
+    """Rates with intervals and what can be said of the difference; docs/feedback.md explains it."""
+
+
+class ExperimentList(Answered):
+    """Experiments without their results, oldest first."""
+
+    object: Literal["list"]
+    """Always `list`."""
+    data: list[Experiment]
+    """The experiments."""
+
+
+class Health(Answered):
+    """That the process answers."""
+
+    status: Literal["ok"]
+    """Always `ok`."""
+
+
+class Readiness(Answered):
+    """That copy can be written, and how much is."""
+
+    status: Literal["ready"]
+    """Always `ready`."""
+    running: int
+    """Rows that are written now."""
+    waiting: int
+    """Sequences that wait for a row."""
+    adapters: int
+    """Adapters in memory."""
+    refused_publications: int
+    """Published models that were not accepted."""
