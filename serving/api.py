@@ -78,7 +78,7 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     )
     app.add_middleware(Gate, gateway=gateway, answers_request_id=answers_request_id)
     refusals.install(app)
-    openapi.complete(app)
+    openapi.complete(app, gateway.config)
     app.include_router(claims_routes(gateway))
     app.include_router(feedback_routes(gateway))
 
@@ -130,7 +130,7 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
                 "n": 2,
             },
             stream=True,
-            refusals=("NotFound", "Blocked"),
+            refusals=("NotFound", "Conflict", "Blocked"),
         ),
     )
     async def copy(body: CopyBody, request: Request, caller: MayGenerate) -> Response:

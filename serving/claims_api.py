@@ -1,7 +1,7 @@
 """Endpoints around the check of copy: texts, a tenant's own rules, its review queue."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -12,6 +12,8 @@ from handbill.serving.gate import MayGenerate, MayManage
 from handbill.serving.gateway import Gateway
 from handbill.serving.requests import CheckBody, DecisionBody, HouseRuleBody
 from handbill.serving.schemas import CheckResult, HouseRuleList, HouseRuleMade, Review, ReviewList
+
+State = Literal["pending", "approved", "edited", "rejected"]
 
 
 def claims_routes(gateway: Gateway) -> APIRouter:
@@ -68,7 +70,7 @@ def claims_routes(gateway: Gateway) -> APIRouter:
         await run_in_threadpool(house.remove, caller.tenant, rule)
 
     @routes.get("/v1/reviews", **documented(ReviewList, "claims", about="The texts."))
-    async def reviews(caller: MayManage, state: str = "pending") -> dict[str, Any]:
+    async def reviews(caller: MayManage, state: State = "pending") -> dict[str, Any]:
         """The caller's texts in a state."""
         rows = await run_in_threadpool(queue.list, caller.tenant, state)
         return {"object": "list", "data": rows}
@@ -80,7 +82,7 @@ def claims_routes(gateway: Gateway) -> APIRouter:
             "claims",
             about="The text as it is now.",
             example={"decision": "approve"},
-            refusals=("NotFound",),
+            refusals=("NotFound", "Conflict"),
         ),
     )
     async def decide(review: int, body: DecisionBody, caller: MayManage) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from handbill.errors import HandbillError, InputError
+from handbill.serving.keys import SCOPES
 
 if TYPE_CHECKING:
     from handbill.serving.config import ServingConfig
@@ -151,6 +152,10 @@ def key_command(
     tenant: Annotated[str, typer.Argument(metavar="ID", help="Whose key.")],
     *,
     days: Annotated[float | None, typer.Option(min=0, help="It ends after so many days.")] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="generate, feedback or manage; again for another. All if not given."),
+    ] = None,
     save: Annotated[
         Path | None, typer.Option(help="Write it to a file (mode 0600) instead of printing it.")
     ] = None,
@@ -161,7 +166,7 @@ def key_command(
     if save is not None and save.exists():
         raise InputError(f"{save}: is there already; a key is never overwritten")
     with open_home(home) as tenants:
-        made = tenants.new_key(tenant, days=days)
+        made = tenants.new_key(tenant, days=days, scopes=scope or ())
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(save, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -200,10 +205,15 @@ def list_tenants(*, as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
         return
     table = Table("tenant", "name", "keys", "requests", "tokens in", "tokens out")
     for row in found:
-        keys = ", ".join(f"{key['id']} ({key['state']})" for key in row["keys"])
+        keys = ", ".join(map(_key_in_words, row["keys"]))
         counts = (row["requests"], row["prompt_tokens"], row["completion_tokens"])
         table.add_row(row["id"], row["name"], keys, *map(str, counts))
     Console(soft_wrap=True, highlight=False, markup=False).print(table)
+
+
+def _key_in_words(key: dict[str, Any]) -> str:
+    scopes = "" if len(key["scopes"]) == len(SCOPES) else f": {', '.join(key['scopes'])}"
+    return f"{key['id']} ({key['state']}{scopes})"
 
 
 def open_config(home: Path, **given: Any) -> "ServingConfig":

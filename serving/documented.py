@@ -1,5 +1,6 @@
 """What the OpenAPI document says of a route beside what its types say."""
 
+import re
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -14,6 +15,13 @@ ALWAYS: Final = (
     "Internal",
     "Unavailable",
 )
+
+_EVENT: Final = {
+    "type": "object",
+    "description": "One event.",
+    "properties": {"data": {"type": "string", "description": "A chunk as JSON, or `[DONE]`."}},
+    "required": ["data"],
+}
 
 
 def documented(
@@ -32,18 +40,18 @@ def documented(
 
     Args:
         answer: The type of the answer; None for one without a body.
-        tag: The part of the API it belongs to, see :data:`handbill.serving.openapi.TAGS`.
+        tag: The part of the API it belongs to, see :data:`handbill.serving.openapi_texts.TAGS`.
         status: Of the answer.
         about: What the answer is.
         example: A request's body that works.
         stream: Whether ``"stream": true`` makes the answer server-sent events.
-        refusals: Names in :data:`handbill.serving.openapi.REFUSALS` beside :data:`ALWAYS`.
+        refusals: Names in :data:`handbill.serving.openapi_texts.REFUSALS` beside :data:`ALWAYS`.
     """
     found: dict[str, Any] = {"description": about}
     if answer is not None:
         found["model"] = answer
     if stream:
-        found["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        found["content"] = {"text/event-stream": {"schema": _EVENT}}
     extra: dict[str, Any] = {"x-refusals": list(refusals)}
     if example is not None:
         extra["requestBody"] = {"content": {"application/json": {"example": example}}}
@@ -54,3 +62,12 @@ def documented(
         "tags": [tag],
         "openapi_extra": extra,
     }
+
+
+def methods_of(document: dict[str, Any], path: str) -> list[str]:
+    """The methods that an app's document has for a path."""
+    for template, operations in document["paths"].items():
+        pattern = "[^/]+".join(map(re.escape, re.split(r"\{[^}]*\}", template)))
+        if re.fullmatch(pattern, path):
+            return sorted(method.upper() for method in operations)
+    return []

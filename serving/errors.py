@@ -97,6 +97,14 @@ class CopyBlockedError(GatewayError):
         self.reviews = reviews
 
 
+class ConflictError(GatewayError):
+    """What is asked for was done, or can no longer be done."""
+
+    status_code = 409
+    kind = "invalid_request_error"
+    code = "conflict"
+
+
 class TooLargeError(GatewayError):
     """The request's body is larger than the gateway reads."""
 

@@ -7,199 +7,46 @@ from fastapi.openapi.utils import get_openapi
 
 from handbill import __version__
 from handbill.generator.prompts import SCENARIOS
+from handbill.serving.config import ServingConfig
 from handbill.serving.documented import ALWAYS
+from handbill.serving.experiments.design import ALLOCATIONS, METRICS
+from handbill.serving.house import KINDS
 from handbill.serving.keys import SCOPES
+from handbill.serving.openapi_texts import DESCRIPTION, FIELDS, REFUSALS, TAGS
+from handbill.serving.reviews import DECISIONS
 from handbill.serving.schemas import ErrorBody
-from handbill.serving.sequences import RANGES
+from handbill.serving.sequences import MAX_BIASES, MAX_STOPS, RANGES
 
-DESCRIPTION: Final = """\
-Marketing copy from one shared model, each tenant's with its own adapter.
-
-**Keys.** `Authorization: Bearer hb_...`, from the operator. The tenant comes from the key and from nothing
-else; what is another tenant's and what does not exist give the same answer. A key has scopes:
-
-{scopes}
-
-**Errors.** Every refusal is `{{"error": {{"message", "type", "param", "code"}}}}`. 429 and 503 come with
-`Retry-After`, in seconds: send the same request again then.
-
-**Request ids.** Every answer has `x-request-id`; send your own (letters, digits, `_`, `-`, at most 64) and
-it is taken.
-
-**OpenAI's clients** work as they are, with this service's address as `base_url`.
-"""
-TAGS: Final = {
-    "copy": "Copy for products, checked before it is served.",
-    "openai": "OpenAI's endpoints, for clients that exist.",
-    "feedback": "What shoppers did with copy.",
-    "experiments": "Ways of writing, compared.",
-    "claims": "What copy may not say, and the queue of copy that waits for a person.",
-    "service": "Whether the service works. Without a key.",
-}
-# Name: status, what it means, an example's type, code and message.
-REFUSALS: Final = {
-    "BadRequest": (
-        400,
-        "A field cannot be used, or the body is not JSON.",
-        ("invalid_request_error", "invalid_value", "temperature=3 not in [0.0, 2.0]"),
-    ),
-    "Unauthorized": (
-        401,
-        "No key, or an unknown, wrong, revoked or expired one: all one answer.",
-        ("authentication_error", "invalid_api_key", "Incorrect API key provided."),
-    ),
-    "Forbidden": (
-        403,
-        "The key lacks the scope of this route.",
-        ("permission_error", "insufficient_scope", "it lacks the scope 'manage'"),
-    ),
-    "NotFound": (
-        404,
-        "The caller has nothing of this name; whether somebody else has is not told.",
-        ("invalid_request_error", "not_found", "review 7: no such review"),
-    ),
-    "TooLarge": (
-        413,
-        "The body is larger than the service reads.",
-        ("invalid_request_error", "request_too_large", "The request's body is over 65536 bytes."),
-    ),
-    "Blocked": (
-        422,
-        "Every candidate says something copy may not say; `error.findings` has the words and rules.",
-        ("invalid_request_error", "content_filter", "No candidate passed the check"),
-    ),
-    "TooMany": (
-        429,
-        "A limit of the tenant is reached, or too many wrong keys came from this address.",
-        ("rate_limit_error", "rate_limit_exceeded", "Rate limit of 600 answers a minute reached."),
-    ),
-    "Internal": (
-        500,
-        "A defect of the service; the operator's log has it under the request's id.",
-        ("server_error", "internal_error", "Internal error."),
-    ),
-    "Unavailable": (
-        503,
-        "The service is full (`overloaded`) or cannot write now (`unavailable`).",
-        ("server_error", "overloaded", "The service is busy; try again shortly."),
-    ),
-}
+_GENERATION: Final = {"ChatBody", "CompletionBody", "CopyBody"}
+_ONE_OF_BOTH: Final = [
+    {"required": ["shopper"], "properties": {"everything": {"const": False}}},
+    {"required": ["everything"], "properties": {"everything": {"const": True}, "shopper": False}},
+]
 _WAITS: Final = {"TooMany", "Unavailable"}
 
-_TEXT_FIELDS: Final = {
-    "model": "`default`, or another name of GET /v1/models. It can only agree with the key.",
-    "n": "How many answers.",
-    "max_tokens": "Longest answer, in tokens.",
-    "temperature": "0 takes the likeliest token.",
-    "top_p": "Draw from the likeliest tokens that together reach this probability.",
-    "top_k": "Draw from so many likeliest tokens; 0 and -1 are off.",
-    "seed": "The same seed gives the same answer, whoever shares the batch.",
-    "stop": "Up to 4 strings; the answer ends before the first of them.",
-    "repetition_penalty": "Divides the logits of tokens seen, the prompt's too; 1 is off.",
-    "frequency_penalty": "Subtracted for every time the answer has the token.",
-    "presence_penalty": "Subtracted once the answer has the token.",
-    "logit_bias": "Added to the logits of tokens, by id; at most 1024.",
-    "no_repeat_ngram_size": "No run of so many tokens comes twice; 0 is off.",
-    "min_tokens": "The model does not end the answer before.",
-    "stream": "Answer as server-sent events; the last is `data: [DONE]`.",
-    "stream_options": "What a stream holds beside the text.",
-}
-_PRODUCT_FIELDS: Final = {
-    "title": "The product's name.",
-    "description": "What is known of it. Facts that are not given here are not invented: copy with others is blocked.",
-    "category": "Its category.",
-    "brand": "Its brand.",
-    "price": "Its price, as it is to be written.",
-}
-# Of request bodies: what each field means, for fields whose type does not say it.
-FIELDS: Final[dict[str, dict[str, str]]] = {
-    "ChatBody": _TEXT_FIELDS
-    | {
-        "messages": "The conversation so far.",
-        "max_completion_tokens": "The newer name of `max_tokens`.",
-    },
-    "CompletionBody": _TEXT_FIELDS | {"prompt": "A text to go on with, or several."},
-    "CopyBody": _TEXT_FIELDS
-    | _PRODUCT_FIELDS
-    | {
-        "shopper": "The shopper's interests in words; empty for copy for everybody.",
-        "scenario": f"What kind of copy: {', '.join(f'`{name}`' for name in SCENARIOS)}.",
-        "tone": "How it is to sound, in words.",
-        "language": "BCP 47 tag of the copy.",
-        "label": "Where the words that say that a machine wrote it stand in the text.",
-        "review": "Keep copy that is blocked for a person of yours.",
-        "feedback": "Keep request and text with the copy's id, locked, to learn from.",
-        "shopper_key": "Stands for the shopper; only events of the same are taken.",
-        "experiment": "Id of an experiment: the shopper's variant decides what it varies.",
-    },
-    "Message": {
-        "role": "Whose turn it is; `developer` is `system`.",
-        "content": "The text, or pieces of text.",
-        "name": "Of no effect.",
-    },
-    "TextPart": {"type": "Only text is understood.", "text": "The text."},
-    "StreamOptions": {
-        "include_usage": "End the stream with what it cost.",
-        "include_obfuscation": "Of no effect.",
-    },
-    "CheckBody": {"text": "The text to check."} | _PRODUCT_FIELDS,
-    "HouseRuleBody": {
-        "kind": "`permit`, `brand` or `protect`.",
-        "value": "A rule's id, a brand of others, or a text that copy may not repeat.",
-        "evidence": "Of a permission: what substantiates the claim.",
-    },
-    "DecisionBody": {
-        "decision": "`approve`, `edit` or `reject`.",
-        "text": "Of an edit, the new text.",
-    },
-    "EventBody": {
-        "id": "Your name of the event: sent again, it is taken once.",
-        "copy_id": "The piece of copy it is about.",
-        "kind": "What the shopper did.",
-        "shopper": "Stands for the shopper: always the same for the same one, and no name or address.",
-        "time": "When it happened; when it was received if not given.",
-        "value": "Of a conversion, what it was worth to the shop.",
-    },
-    "EventsBody": {
-        "events": "The events.",
-        "partial": "Answer 200 also when every event is refused.",
-    },
-    "ForgetBody": {
-        "shopper": "Delete all of this shopper.",
-        "everything": "Delete all of yours, and the key it was locked with.",
-    },
-    "VariantBody": {
-        "name": "Its name.",
-        "settings": "Fields of the request for copy that it fixes.",
-        "adapter": "`own`, `global`, `base` or a digest; what you are served anyway when empty.",
-        "share": "Of the shoppers, in proportion to the others'.",
-    },
-    "ExperimentBody": {
-        "name": "Its name.",
-        "variants": "The first is what the others are compared with.",
-        "metric": "What of a shopper counts: `click` or `conversion`.",
-        "allocation": "`fixed` shares, or a bandit's (`thompson`).",
-        "min_share": "A bandit gives every variant at least this share.",
-        "window_hours": "How long after a shopper's first sight of copy counts.",
-        "alpha": "How often chance may be taken for a difference.",
-    },
-}
-# Ranges that the engine's settings check, not the types.
+# What is checked behind the types: ranges of numbers, and what a text may be.
 _RANGES: Final = RANGES | {"top_k": (-1, 2**31)}
+_ONE_OF: Final[dict[tuple[str, str], tuple[str, ...]]] = {
+    ("CopyBody", "scenario"): tuple(SCENARIOS),
+    ("HouseRuleBody", "kind"): KINDS,
+    ("DecisionBody", "decision"): tuple(DECISIONS),
+    ("ExperimentBody", "metric"): METRICS,
+    ("ExperimentBody", "allocation"): ALLOCATIONS,
+}
 
 
-def complete(app: FastAPI) -> None:
-    """Have an app make its document with keys, scopes, errors and descriptions in it."""
+def complete(app: FastAPI, config: ServingConfig) -> None:
+    """Have an app make its document with scopes, errors, limits and descriptions in it."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
+            app.openapi_schema = _document(app, config)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
+def _document(app: FastAPI, config: ServingConfig) -> dict[str, Any]:
     scopes = "\n".join(f"- `{name}`: {words}" for name, words in SCOPES.items())
     found = get_openapi(
         title="handbill",
@@ -216,9 +63,19 @@ def _document(app: FastAPI) -> dict[str, Any]:
     for path, operations in found["paths"].items():
         for operation in operations.values():
             _complete_operation(operation, private=path.startswith("/v1/"))
+    most = {"n": config.max_choices, "max_tokens": config.max_tokens}
+    most |= {"max_completion_tokens": config.max_tokens, "min_tokens": config.max_tokens}
     for name, schema in parts["schemas"].items():
         for field, facts in schema.get("properties", {}).items():
-            _complete_field(name, field, facts)
+            words = FIELDS.get(name, {}).get(field)
+            if words:
+                facts["description"] = words
+            if (name, field) in _ONE_OF:
+                facts["enum"] = list(_ONE_OF[name, field])
+            if name in _GENERATION:
+                for kind in facts.get("anyOf", ()):
+                    _bound(field, kind, most)
+    parts["schemas"]["ForgetBody"]["oneOf"] = _ONE_OF_BOTH
     return found
 
 
@@ -261,13 +118,22 @@ def _error_schemas() -> dict[str, Any]:
     return {**schema.pop("$defs"), "ErrorBody": schema}
 
 
-def _complete_field(schema: str, field: str, facts: dict[str, Any]) -> None:
-    words = FIELDS.get(schema, {}).get(field)
-    if words:
-        facts["description"] = words
-    if schema in {"ChatBody", "CompletionBody", "CopyBody"}:
-        for kind in facts.get("anyOf", ()):
-            if field in _RANGES and kind.get("type") in {"number", "integer"}:
-                kind["minimum"], kind["maximum"] = _RANGES[field]
-            elif field == "top_p" and kind.get("type") == "number":
-                kind["exclusiveMinimum"], kind["maximum"] = 0, 1
+def _bound(field: str, kind: dict[str, Any], most: dict[str, int]) -> None:
+    """Say what an engine's setting may be, if it is given."""
+    if kind.get("type", "null") == "null":
+        return
+    if kind["type"] in {"number", "integer"}:
+        if field in _RANGES:
+            kind["minimum"], kind["maximum"] = _RANGES[field]
+        elif field == "top_p":
+            kind["exclusiveMinimum"], kind["maximum"] = 0, 1
+        if field in most:
+            kind["maximum"] = most[field]
+            kind.setdefault("minimum", 0)
+    elif field == "stop":
+        text = {"type": "string", "minLength": 1, "maxLength": 64}
+        kind |= text if kind["type"] == "string" else {"items": text, "maxItems": MAX_STOPS}
+    elif field == "logit_bias":
+        kind["propertyNames"] = {"pattern": "^[0-9]{1,6}$"}
+        kind["additionalProperties"] |= {"minimum": -100, "maximum": 100}
+        kind["maxProperties"] = MAX_BIASES

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from handbill.errors import ArtifactError, HandbillError, MissingError
+from handbill.serving.documented import methods_of
 from handbill.serving.errors import BadRequestError, CopyBlockedError, GatewayError, InvalidKeyError
 
 log = logging.getLogger(__name__)
@@ -65,9 +66,12 @@ def install(app: FastAPI) -> None:
         return JSONResponse(_body(message, BadRequestError.kind, param, BadRequestError.code), 400)
 
     @app.exception_handler(HTTPException)
-    async def no_route(_: Request, error: HTTPException) -> JSONResponse:
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
         body = _body(str(error.detail), "invalid_request_error", None, None)
-        return JSONResponse(body, error.status_code, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the router names the methods of one of the path's routes
+            headers["Allow"] = ", ".join(methods_of(app.openapi(), request.url.path))
+        return JSONResponse(body, error.status_code, headers)
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:

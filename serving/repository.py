@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from handbill.errors import InputError, MissingError
+from handbill.serving.errors import ConflictError
 from handbill.serving.orm import (
     HouseRuleRow,
     KeyRow,
@@ -269,7 +270,7 @@ class Repository:
 
         Raises:
             MissingError: The tenant has none of this id.
-            InputError: It is decided already.
+            ConflictError: It is decided already.
         """
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             mine = (ReviewRow.tenant_id == tenant, ReviewRow.id == review)
@@ -287,7 +288,7 @@ class Repository:
             if row is None:
                 raise MissingError(f"review {review}: no such review; `reviews list` shows them")
             if changed.rowcount == 0:  # type: ignore[attr-defined]
-                raise InputError(f"review {review}: is {row.state} already")
+                raise ConflictError(f"review {review}: is {row.state} already")
             return row
 
     def reviews(self, tenant: str, state: str) -> Sequence[ReviewRow]:

@@ -33,7 +33,7 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
 class StreamOptions(BaseModel):
     """What a stream holds beside the text."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool = False
     include_obfuscation: bool = False
 
@@ -41,7 +41,7 @@ class StreamOptions(BaseModel):
 class Generation(BaseModel):
     """What all requests for text share."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     DEFAULT_TEMPERATURE: ClassVar[float] = 1.0
     DEFAULT_TOP_P: ClassVar[float] = 1.0
     DEFAULT_PENALTY: ClassVar[float] = 1.0
@@ -51,13 +51,13 @@ class Generation(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: str | list[str] | None = None
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[Annotated[int, Field(ge=0)], float] | None = None
+    logit_bias: dict[Annotated[int, Field(ge=0, strict=False)], float] | None = None
     no_repeat_ngram_size: int | None = None
     min_tokens: int | None = None
     stream: bool | None = None
@@ -98,9 +98,10 @@ class Generation(BaseModel):
             InputError: Another value is out of range.
         """
         wanted = self.wanted_tokens()
-        if wanted is not None and wanted > config.max_tokens:
+        most = max(wanted or 0, self.max_tokens or 0)
+        if most > config.max_tokens:
             raise BadRequestError(
-                f"max_tokens={wanted}: at most {config.max_tokens}", param="max_tokens"
+                f"max_tokens={most}: at most {config.max_tokens}", param="max_tokens"
             )
         unknown = [token for token in self.logit_bias or () if token >= vocabulary]
         if unknown:
@@ -136,6 +137,7 @@ class Generation(BaseModel):
 class TextPart(BaseModel):
     """A piece of a message; only text is understood."""
 
+    model_config = ConfigDict(strict=True)
     type: Literal["text"]
     text: Text
 
@@ -143,7 +145,7 @@ class TextPart(BaseModel):
 class HouseRuleBody(BaseModel):
     """``POST /v1/claims``; see :meth:`handbill.serving.house.House.add`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     kind: Field200
     value: Text
     evidence: Text = ""
@@ -152,7 +154,7 @@ class HouseRuleBody(BaseModel):
 class DecisionBody(BaseModel):
     """``POST /v1/reviews/NUMBER``; see :meth:`handbill.serving.reviews.Reviews.decide`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     decision: Field200
     text: Text = ""
 
@@ -160,7 +162,7 @@ class DecisionBody(BaseModel):
 class CheckBody(BaseModel):
     """``/v1/check``: a text, and the product it is about, if its facts are to be checked."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     text: Text
     title: Annotated[str, Field(max_length=500)] = ""
     description: Annotated[str, Field(max_length=4000)] = ""
@@ -178,7 +180,7 @@ class CheckBody(BaseModel):
 class Message(BaseModel):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(max_length=32)]
     name: Field200 | None = None

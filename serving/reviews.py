@@ -63,7 +63,8 @@ class Reviews:
             key: Id of the key that decides.
 
         Raises:
-            InputError: Another decision, an edit without text, or it is decided already.
+            InputError: Another decision, or an edit without text.
+            ConflictError: It is decided already.
             MissingError: The tenant has none of this number.
         """
         if decision not in DECISIONS:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from handbill.errors import ArtifactError, InputError
+from handbill.serving.errors import ConflictError
 from handbill.serving.experiments.allocation import choose, thompson_shares, unit_draw
 from handbill.serving.experiments.analysis import analyse
 from handbill.serving.experiments.design import Design
@@ -85,14 +86,14 @@ class Experiments:
 
         Raises:
             MissingError: The tenant has none of this id.
-            InputError: It is stopped already.
+            ConflictError: It is stopped already.
         """
         row = self._repository.experiment(tenant, experiment)
         stopped = row.state == "running" and self._repository.stop_experiment(
             tenant, experiment, json.dumps(self._analyse(row))
         )
         if not stopped:
-            raise InputError(f"experiment {experiment}: is stopped already")
+            raise ConflictError(f"experiment {experiment}: is stopped already")
         return self.show(tenant, experiment)
 
     def stop_overdue(self) -> None:
@@ -110,13 +111,14 @@ class Experiments:
 
         Raises:
             MissingError: The tenant has no such experiment.
-            InputError: It is stopped, or no shopper is named.
+            ConflictError: It is stopped.
+            InputError: No shopper is named.
         """
         if not shopper:
             raise InputError("shopper_key: an experiment needs one, to show a shopper one variant")
         row = self._repository.experiment(tenant, experiment)
         if row.state != "running":
-            raise InputError(f"experiment {experiment}: is stopped")
+            raise ConflictError(f"experiment {experiment}: is stopped")
         design = Design.from_json(row.design)
         keys = self._sealing.keys(tenant)
         hashed = keys.shopper(shopper)

@@ -116,7 +116,9 @@ def feedback_routes(gateway: Gateway) -> APIRouter:
 
     @routes.post(
         "/v1/experiments/{experiment}/stop",
-        **documented(Experiment, "experiments", about="The experiment.", refusals=("NotFound",)),
+        **documented(
+            Experiment, "experiments", about="The experiment.", refusals=("NotFound", "Conflict")
+        ),
     )
     async def stop_experiment(experiment: str, caller: MayManage) -> dict[str, Any]:
         """Stop one; its result stays as it is now."""

@@ -22,12 +22,12 @@ class EventBody(BaseModel):
         value: Of a conversion, what it was worth to the shop.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     id: _Id
     copy_id: Annotated[str, Field(max_length=64)]
     kind: Literal["impression", "click", "conversion"]
     shopper: ShopperKey
-    time: datetime | None = None
+    time: Annotated[datetime, Field(strict=False)] | None = None  # JSON has no times
     value: Annotated[_Number, Field(ge=0, le=1e9)] | None = None
 
 
@@ -38,7 +38,7 @@ class EventsBody(BaseModel):
         partial: Answer 200 also when every event is refused: each is named anyway.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     events: Annotated[list[EventBody], Field(min_length=1, max_length=MAX_EVENTS)]
     partial: bool = False
 
@@ -46,7 +46,7 @@ class EventsBody(BaseModel):
 class ForgetBody(BaseModel):
     """``DELETE /v1/events``: one shopper, or everything."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     shopper: ShopperKey | None = None
     everything: bool = False
 
@@ -60,7 +60,7 @@ class ForgetBody(BaseModel):
 class VariantBody(BaseModel):
     """A variant; see :class:`~handbill.serving.experiments.design.Variant`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     name: Annotated[str, Field(max_length=63)]
     settings: dict[str, Any] = {}
     adapter: Annotated[str, Field(max_length=71)] = ""
@@ -70,7 +70,7 @@ class VariantBody(BaseModel):
 class ExperimentBody(BaseModel):
     """``POST /v1/experiments``; see :class:`~handbill.serving.experiments.design.Design`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     name: Annotated[str, Field(max_length=63)]
     variants: Annotated[list[VariantBody], Field(max_length=16)]
     metric: Annotated[str, Field(max_length=20)] = "click"

@@ -76,7 +76,8 @@ def tracking_of(gateway: "Gateway", caller: Caller, body: CopyBody) -> Tracking:
     Raises:
         BadRequestError: Feedback is asked for, and this service keeps none.
         MissingError: The tenant has no such experiment.
-        InputError: It is stopped, or the request names no shopper.
+        ConflictError: It is stopped.
+        InputError: The request names no shopper.
     """
     if not gateway.feedback.kept and (body.feedback or body.experiment):
         raise BadRequestError("feedback: this service keeps none", param="feedback")

@@ -35,6 +35,14 @@ def test_a_key_is_shown_once_and_listed_by_its_id_only(tmp_path):
     assert "revoked" in tenants(tmp_path, "list").output
 
 
+def test_a_key_for_one_thing_is_made_and_listed_as_such(tmp_path):
+    tenants(tmp_path, "add", "acme")
+    tenants(tmp_path, "key", "acme", "--scope", "feedback")
+    listed = json.loads(tenants(tmp_path, "list", "--json").output)["tenants"][0]["keys"]
+    assert [key["scopes"] for key in listed] == [["feedback"]]
+    assert "feedback" in tenants(tmp_path, "list").output
+
+
 def test_a_saved_key_is_not_printed_and_never_overwritten(tmp_path):
     tenants(tmp_path, "add", "acme")
     file = tmp_path / "shops" / "acme" / "api_key"

@@ -50,7 +50,7 @@ def test_what_is_blocked_is_told_kept_and_decided(typed):
     assert typed("reviews", "edit", 1, "A warm lamp").stdout == "edited 1\n"
     (row,) = json.loads(typed("reviews", "list", "--state", "edited", "--json").stdout)["reviews"]
     assert row["text"] == "A warm lamp"
-    with pytest.raises(HandbillError, match="400: review 1: is edited already"):
+    with pytest.raises(HandbillError, match="409: review 1: is edited already"):
         typed("reviews", "approve", 1)
     with pytest.raises(HandbillError, match="404: review 9"):
         typed("reviews", "reject", 9)

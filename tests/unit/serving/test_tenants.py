@@ -88,6 +88,32 @@ def test_a_tenant_has_two_live_keys_at_most(tenants):
     tenants.new_key("acme")
 
 
+def test_keys_of_other_scopes_are_counted_apart_and_prove_their_scopes(tenants):
+    for scopes in ((), ["feedback"], ["feedback", "generate"]):
+        for _ in range(2):
+            key = tenants.new_key("acme", scopes=scopes)
+        with pytest.raises(InputError, match="live keys for"):
+            tenants.new_key("acme", scopes=scopes)
+        caller = tenants.authenticate(key.reveal())
+        assert caller.scopes == frozenset(scopes or {"generate", "feedback", "manage"})
+    with pytest.raises(InputError, match="'boss' is not one of generate"):
+        tenants.new_key("acme", scopes=["boss"])
+
+
+def test_keys_from_before_there_were_scopes_may_do_everything(config):
+    config.state.mkdir(parents=True)
+    migrate(config.url, "0004")
+    with connect(config.url).begin() as connection:
+        connection.exec_driver_sql("INSERT INTO tenant VALUES ('acme', 'Acme', '2025-01-01')")
+        connection.exec_driver_sql(
+            "INSERT INTO api_key (id, tenant_id, mac, created_at) "
+            "VALUES ('abcdefgh', 'acme', 'x', '2025-01-01')"
+        )
+    migrate(config.url)
+    scopes = Repository(config.url).live_key("abcdefgh").scopes
+    assert scopes == {"generate", "feedback", "manage"}
+
+
 def test_what_is_not_there_or_not_allowed_is_refused(tenants):
     with pytest.raises(MissingError, match="tenants add"):
         tenants.new_key("nobody")

@@ -183,7 +183,7 @@ def test_stopping_keeps_the_result_and_gives_nobody_new_a_variant(shop):
     assert stopped["state"] == "stopped"
     shop.send("DELETE", "/v1/events", json={"shopper": "s1"})
     assert show(shop, experiment).json() == stopped
-    assert ask(shop, experiment, "new").status_code == 400
+    assert ask(shop, experiment, "new").status_code == 409
     assert shop.post(f"/v1/experiments/{experiment}/stop", {}).status_code == 400
 
 
