@@ -50,6 +50,7 @@ from handbill.serving.schemas import (
     TextCompletion,
 )
 from handbill.serving.tenants import Caller
+from handbill.serving.usage_api import usage_routes
 
 # The words that say that a machine wrote it, by language.
 AI_LABELS: Final = {"zh": "AI 生成", "en": "AI-generated"}
@@ -81,6 +82,7 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     openapi.complete(app, gateway.config)
     app.include_router(claims_routes(gateway))
     app.include_router(feedback_routes(gateway))
+    app.include_router(usage_routes(gateway))
 
     @app.post(
         "/v1/chat/completions",

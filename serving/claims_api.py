@@ -32,7 +32,7 @@ def claims_routes(gateway: Gateway) -> APIRouter:
     )
     async def check_text(body: CheckBody, caller: MayGenerate) -> dict[str, Any]:
         """What is wrong with a text, by the rules and the caller's own. Counts as an answer."""
-        with gateway.limits.admit(caller.tenant, 1):
+        async with gateway.admit(caller.tenant, 1):
             mine = await run_in_threadpool(house.rules, caller.tenant)
             work = partial(check, body.text, product=body.product(), house=mine)
             findings = await run_in_threadpool(work)

@@ -48,6 +48,10 @@ class ServingConfig:
         requests_per_minute: Per tenant, counted in answers (a request for 3 copies counts 3).
         burst: Answers a tenant that was quiet may ask for at once.
         concurrent: Requests of one tenant that may run at once.
+        tokens_per_minute: Per tenant, of prompts and answers together; 0 is no limit. These three and
+            the two above hold for tenants without limits of their own.
+        tokens_per_day: The same for a day in UTC.
+        tokens_per_month: The same for a calendar month in UTC.
         max_body_bytes: Largest request body that is read.
         feedback_days: How long it is kept which copy was served and what shoppers did with it, and
             so how long an experiment may run; 0 keeps nothing.
@@ -82,6 +86,9 @@ class ServingConfig:
     requests_per_minute: float = 600.0
     burst: int = 60
     concurrent: int = 16
+    tokens_per_minute: int = 0
+    tokens_per_day: int = 0
+    tokens_per_month: int = 0
     max_body_bytes: int = 64 * 1024
     feedback_days: float = 90.0
     feedback_kek: str = ""
@@ -121,6 +128,9 @@ class ServingConfig:
             raise InputError(f"port={self.port} not in [0, 65535]")
         if self.prefix_cache_bytes < 0:
             raise InputError(f"prefix_cache_bytes={self.prefix_cache_bytes} must be at least 0")
+        for name in ("tokens_per_minute", "tokens_per_day", "tokens_per_month"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 0")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:
             raise InputError("poll_s and requests_per_minute must be positive")
         if not 0 <= self.feedback_days <= 3650:

@@ -114,15 +114,30 @@ class TooLargeError(GatewayError):
 
 
 class RateLimitError(GatewayError):
-    """A tenant asks faster, or more at once, than its limits allow."""
+    """A tenant asks for more than its limits allow, or a stranger tries too many keys.
+
+    Attributes:
+        facts: Which limit it is, and how much it allows; for the body.
+    """
 
     status_code = 429
     kind = "rate_limit_error"
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float,
+        quota: str = "",
+        limit: float = 0,
+        exhausted: bool = False,
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.facts = {"quota": quota, "limit": limit} if quota else {}
+        if exhausted:
+            self.code = "quota_exceeded"  # type: ignore[misc]
 
 
 class UnavailableError(GatewayError):

@@ -95,7 +95,7 @@ class Gate:
             # In a thread: it asks the database, and event loops wait for nobody.
             return await run_in_threadpool(self._gateway.tenants.authenticate, given)
         except InvalidKeyError:
-            self._gateway.limits.stranger((scope.get("client") or ("?",))[0])
+            self._gateway.strangers.count((scope.get("client") or ("?",))[0])
             raise
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:

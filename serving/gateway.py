@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from handbill.errors import HandbillError
@@ -13,8 +14,9 @@ from handbill.serving.checking import Check, Keep, approved, marked
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import ModelNotFoundError, UnavailableError
 from handbill.serving.feedback.store import open_feedback
-from handbill.serving.limits import Limits
+from handbill.serving.limits import Strangers
 from handbill.serving.orm import utc_now
+from handbill.serving.quotas import Grant, open_quotas
 from handbill.serving.registry import Registry, Route
 from handbill.serving.repository import Usage
 from handbill.serving.sequences import Delta, Engine, Sampling, Sequence
@@ -38,6 +40,7 @@ class Job:
         attempts: Candidates of each answer of which the first that passes is served; 0 serves any
             answer, with its findings.
         keep: Takes a blocked copy to the review queue.
+        background: It is of a batch, which waits for room.
     """
 
     caller: Caller
@@ -50,6 +53,14 @@ class Job:
     check: Check
     attempts: int = 0
     keep: Keep | None = None
+    background: bool = False
+
+
+@dataclass(slots=True)
+class Spent:
+    """What a request took so far; not known until it says so."""
+
+    tokens: int | None = None
 
 
 class Gateway:
@@ -68,11 +79,8 @@ class Gateway:
         self.tokenizer = tokenizer
         self.tenants = tenants
         self.feedback = open_feedback(config)
-        self.limits = Limits(
-            per_minute=config.requests_per_minute,
-            burst=config.burst,
-            concurrent=config.concurrent,
-        )
+        self.quotas = open_quotas(config)
+        self.strangers = Strangers()
         self._engine = engine
         self._registry = registry
 
@@ -80,12 +88,14 @@ class Gateway:
         """Begin to follow the registry."""
         self._registry.start(self.config.poll_s)
         self.feedback.start()
+        self.quotas.start()
 
     def close(self) -> None:
         """Stop following the registry; write what usage is left."""
         self._registry.close()
         self.feedback.close()
         self.tenants.close()
+        self.quotas.close()
 
     def models(self, caller: Caller) -> list[str]:
         """Every name the caller may use, all of them for what it is served now."""
@@ -119,7 +129,10 @@ class Gateway:
         However it ends, also when the reader goes away, the rows are given back and the
         request's usage is written.
         """
-        with self.limits.admit(job.caller.tenant, len(job.prompts)):
+        most = job.prompt_tokens + len(job.prompts) * job.sampling.max_tokens
+        async with self.admit(
+            job.caller.tenant, len(job.prompts), tokens=most, background=job.background
+        ) as spent:
             started_at, started_s, written = utc_now(), time.monotonic(), 0
             outcome = "disconnect"
             try:
@@ -144,8 +157,36 @@ class Gateway:
                     started_at=started_at,
                     duration_ms=round((time.monotonic() - started_s) * 1000),
                 )
+                spent.tokens = job.prompt_tokens + written
                 self.tenants.record(usage)
                 log.info("request_ended", extra={"tenant": usage.tenant, "outcome": outcome})
+
+    @asynccontextmanager
+    async def admit(
+        self, tenant: str, answers: int, *, tokens: int = 0, background: bool = False
+    ) -> AsyncIterator[Spent]:
+        """Count a request against its tenant's limits while it runs.
+
+        Raises:
+            RateLimitError: A limit is reached.
+        """
+        admit = partial(self.quotas.admit, tokens=tokens, background=background)
+        # A client that goes away meanwhile must not leave a request counted that nobody ends.
+        admitting = asyncio.ensure_future(asyncio.to_thread(admit, tenant, answers))
+        try:
+            grant = await asyncio.shield(admitting)
+        except asyncio.CancelledError:
+            admitting.add_done_callback(self._release_unused)
+            raise
+        spent = Spent()
+        try:
+            yield spent
+        finally:
+            self.tenants.soon(partial(self.quotas.release, grant, used=spent.tokens))
+
+    def _release_unused(self, admitting: "asyncio.Future[Grant]") -> None:
+        if not admitting.cancelled() and admitting.exception() is None:
+            self.tenants.soon(partial(self.quotas.release, admitting.result(), used=0))
 
     async def health(self) -> dict[str, int]:
         """Counts for the operator.

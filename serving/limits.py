@@ -1,9 +1,8 @@
-"""How fast and how much at once a tenant may ask. Used on one event loop, so without locks."""
+"""How often an address may try keys. What tenants may use: :mod:`handbill.serving.quotas`."""
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 from handbill.serving.errors import RateLimitError
@@ -33,65 +32,25 @@ class TokenBucket:
         return (cost - self._level) / self._per_s
 
 
-class Limits:
-    """Rate and concurrency of every tenant, and of callers without a valid key."""
+class Strangers:
+    """The rate of callers without a valid key, by address. Used on one event loop: no locks."""
 
-    def __init__(
-        self,
-        *,
-        per_minute: float,
-        burst: int,
-        concurrent: int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._per_minute = per_minute
-        self._burst = burst
-        self._concurrent = concurrent
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._tenants: dict[str, TokenBucket] = {}
-        self._running: dict[str, int] = {}
-        self._strangers: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
-    @contextmanager
-    def admit(self, tenant: str, answers: int) -> Iterator[None]:
-        """Let a request of so many answers in, and count it until it ends.
-
-        Raises:
-            RateLimitError: Too fast, or too many at once; says when to come back.
-        """
-        running = self._running.get(tenant, 0)
-        if running >= self._concurrent:
-            raise RateLimitError(
-                f"You have {running} requests running, the most allowed.", retry_after_s=1.0
-            )
-        bucket = self._tenants.setdefault(tenant, self._bucket(self._per_minute, self._burst))
-        wait_s = bucket.take(answers)
-        if wait_s:
-            raise RateLimitError(
-                f"Rate limit of {self._per_minute:g} answers a minute reached.",
-                retry_after_s=wait_s,
-            )
-        self._running[tenant] = running + 1
-        try:
-            yield
-        finally:
-            self._running[tenant] -= 1
-
-    def stranger(self, address: str) -> None:
+    def count(self, address: str) -> None:
         """Count a request without a valid key. Valid keys from there are not affected.
 
         Raises:
             RateLimitError: The address has tried too often.
         """
-        bucket = self._strangers.pop(address, None) or self._bucket(
-            _STRANGERS_PER_MINUTE, _STRANGERS_PER_MINUTE
+        bucket = self._buckets.pop(address, None) or TokenBucket(
+            per_s=_STRANGERS_PER_MINUTE / 60, capacity=_STRANGERS_PER_MINUTE, clock=self._clock
         )
-        self._strangers[address] = bucket
-        if len(self._strangers) > _MAX_BUCKETS:
-            self._strangers.popitem(last=False)
+        self._buckets[address] = bucket
+        if len(self._buckets) > _MAX_BUCKETS:
+            self._buckets.popitem(last=False)
         wait_s = bucket.take(1)
         if wait_s:
             raise RateLimitError("Too many requests with a wrong key.", retry_after_s=wait_s)
-
-    def _bucket(self, per_minute: float, capacity: float) -> TokenBucket:
-        return TokenBucket(per_s=per_minute / 60, capacity=capacity, clock=self._clock)

@@ -26,7 +26,7 @@ TAGS: Final = {
     "feedback": "What shoppers did with copy.",
     "experiments": "Ways of writing, compared.",
     "claims": "What copy may not say, and the queue of copy that waits for a person.",
-    "service": "Whether the service works. Without a key.",
+    "service": "Whether the service works (without a key), and what was used.",
 }
 # Name: status, what it means, an example's type, code and message.
 REFUSALS: Final = {

@@ -1,11 +1,14 @@
-"""Tables of the serving database: tenants, keys, usage, channel marks, house rules and reviews of copy."""
+"""Tables of the serving database: tenants, keys, usage, quotas, channel marks, house rules, reviews."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     DateTime,
     Engine,
+    Float,
     ForeignKey,
     Index,
     String,
@@ -60,6 +63,43 @@ class UsageRow(Base):
     duration_ms: Mapped[int]
 
 
+class QuotaRow(Base):
+    """A tenant's own limits; 0 is the service's. See :class:`handbill.serving.quotas.Quota`."""
+
+    __tablename__ = "quota"
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
+    requests_per_minute: Mapped[float] = mapped_column(Float)
+    tokens_per_minute: Mapped[int] = mapped_column(BigInteger)
+    tokens_per_day: Mapped[int] = mapped_column(BigInteger)
+    tokens_per_month: Mapped[int] = mapped_column(BigInteger)
+    concurrent: Mapped[int] = mapped_column(BigInteger)
+
+
+class QuotaUseRow(Base):
+    """What a tenant has used of its limits. See :class:`handbill.serving.quotas.Use`."""
+
+    __tablename__ = "quota_use"
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
+    requests: Mapped[float] = mapped_column(Float)
+    tokens: Mapped[float] = mapped_column(Float)
+    at: Mapped[float] = mapped_column(Float)
+    day: Mapped[str] = mapped_column(String(10))
+    day_tokens: Mapped[int] = mapped_column(BigInteger)
+    month: Mapped[str] = mapped_column(String(7))
+    month_tokens: Mapped[int] = mapped_column(BigInteger)
+
+
+class RunningRow(Base):
+    """How many requests of a tenant run at one gateway, while that gateway says that it lives."""
+
+    __tablename__ = "running"
+    __table_args__ = (Index("ix_running_tenant", "tenant_id"),)
+    gateway: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
+    running: Mapped[int]
+    expires_at: Mapped[float] = mapped_column(Float)
+
+
 class HouseRuleRow(Base):
     """One thing a tenant adds to the rules of copy, or may do beside them."""
 
@@ -109,16 +149,23 @@ def utc_now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def connect(url: str) -> Engine:
-    """Open a database. SQLite is set to survive a power cut and to enforce references."""
+def connect(url: str, *, power_safe: bool = True) -> Engine:
+    """Open a database. SQLite is set to enforce references and to survive a power cut.
+
+    Args:
+        url: SQLAlchemy URL.
+        power_safe: Whether SQLite waits for the disk at every commit; without it, a commit survives
+            the end of the process only.
+    """
     engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "connect", partial(_set_up_sqlite, power_safe=power_safe))
     return engine
 
 
-def _set_up_sqlite(connection: Any, _: Any) -> None:
+def _set_up_sqlite(connection: Any, _: Any, *, power_safe: bool) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+    synchronous = f"synchronous={'FULL' if power_safe else 'NORMAL'}"
+    for pragma in ("journal_mode=WAL", synchronous, "foreign_keys=ON", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

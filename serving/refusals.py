@@ -11,7 +11,13 @@ from starlette.exceptions import HTTPException
 
 from handbill.errors import ArtifactError, HandbillError, MissingError
 from handbill.serving.documented import methods_of
-from handbill.serving.errors import BadRequestError, CopyBlockedError, GatewayError, InvalidKeyError
+from handbill.serving.errors import (
+    BadRequestError,
+    CopyBlockedError,
+    GatewayError,
+    InvalidKeyError,
+    RateLimitError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +35,8 @@ def error_body(error: HandbillError) -> tuple[int, dict[str, Any], dict[str, str
         if isinstance(error, CopyBlockedError):
             body["error"]["findings"] = list(error.findings)
             body["error"]["reviews"] = list(error.reviews)
+        if isinstance(error, RateLimitError):
+            body["error"] |= error.facts
         return error.status_code, body, headers
     if isinstance(error, ArtifactError) or error.status_code >= 500:
         # Whose artifact, where it lies and what is wrong with it is the operator's business.

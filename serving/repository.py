@@ -196,6 +196,31 @@ class Repository:
             rows = select(UsageRow).where(UsageRow.tenant_id == tenant).order_by(UsageRow.id)
             return session.scalars(rows).all()
 
+    def usage_by_day(self, tenant: str, *, since: datetime) -> list[dict[str, Any]]:
+        """Sums of a tenant's requests by day (UTC), oldest first."""
+        day = func.date(UsageRow.started_at)
+        sums = (
+            select(
+                day.label("day"),
+                func.count().label("requests"),
+                func.sum(UsageRow.prompt_tokens).label("prompt_tokens"),
+                func.sum(UsageRow.completion_tokens).label("completion_tokens"),
+            )
+            .where(UsageRow.tenant_id == tenant, UsageRow.started_at >= since)
+            .group_by(day)
+            .order_by(day)
+        )
+        with Session(self._engine) as session:
+            return [
+                {
+                    "day": str(row.day),
+                    "requests": row.requests,
+                    "prompt_tokens": int(row.prompt_tokens),
+                    "completion_tokens": int(row.completion_tokens),
+                }
+                for row in session.execute(sums)
+            ]
+
     def add_house_rule(self, tenant: str, kind: str, value: str, evidence: str) -> int:
         """Add a house rule; its id.
 

@@ -434,3 +434,41 @@ class Readiness(Answered):
     """Adapters in memory."""
     refused_publications: int
     """Published models that were not accepted."""
+
+
+class DayUsage(Answered):
+    """One day."""
+
+    day: str
+    """The date, UTC."""
+    requests: int
+    """Requests that were answered, in part or whole."""
+    prompt_tokens: int
+    """Tokens of their prompts."""
+    completion_tokens: int
+    """Tokens that were written, those of candidates that were not served too."""
+
+
+class QuotaState(Answered):
+    """One limit."""
+
+    quota: str
+    """Which: `requests_per_minute` (in answers), `tokens_per_minute`, `tokens_per_day`,
+    `tokens_per_month` or `concurrent`."""
+    limit: float | None
+    """How much there may be; null for no limit."""
+    used: float
+    """How much there is now. Of requests that run, the most they can take is counted."""
+    own: bool
+    """Whether the limit is this tenant's; else it is everybody's."""
+
+
+class UsageReport(Answered):
+    """What the caller used and may use."""
+
+    object: Literal["usage"]
+    """Always `usage`."""
+    days: list[DayUsage]
+    """Days on which there was something, oldest first."""
+    quotas: list[QuotaState]
+    """The limits."""

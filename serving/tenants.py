@@ -2,10 +2,11 @@
 
 import hmac
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from handbill.errors import InputError
@@ -105,6 +106,11 @@ class Tenants:
         """Tenants, their keys' ids and states, and what they used."""
         return self._repository.tenants()
 
+    def usage_by_day(self, tenant: str, *, days: int) -> "list[dict[str, Any]]":
+        """What a tenant used on each of the last days, oldest first."""
+        since = utc_now() - timedelta(days=days)
+        return self._repository.usage_by_day(check_tenant(tenant), since=since)
+
     def authenticate(self, text: str) -> Caller:
         """Who holds this key.
 
@@ -124,7 +130,11 @@ class Tenants:
 
     def record(self, usage: Usage) -> None:
         """Write a request's usage soon; never blocks, never raises."""
-        self._writer.submit(self._repository.add_usage, usage).add_done_callback(_report)
+        self.soon(partial(self._repository.add_usage, usage))
+
+    def soon(self, write: Callable[[], None]) -> None:
+        """Have something written after what was recorded before; never blocks, never raises."""
+        self._writer.submit(write).add_done_callback(_report)
 
     def close(self) -> None:
         """Write what is left, then let go of the database."""

@@ -42,7 +42,7 @@ def feedback_routes(gateway: Gateway) -> APIRouter:
     )
     async def take_events(body: EventsBody, caller: MaySendFeedback) -> dict[str, Any]:
         """Take in what shoppers did with copy. A batch counts as an answer."""
-        with gateway.limits.admit(caller.tenant, 1):
+        async with gateway.admit(caller.tenant, 1):
             work = partial(feedback.take, caller.tenant, body.events, partial=body.partial)
             taken = await run_in_threadpool(work)
         return {
@@ -59,7 +59,7 @@ def feedback_routes(gateway: Gateway) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 500,
     ) -> dict[str, Any]:
         """A page of the caller's events, in the clear, with the copy they are about."""
-        with gateway.limits.admit(caller.tenant, 1):
+        async with gateway.admit(caller.tenant, 1):
             work = partial(feedback.export, caller.tenant, after=after, limit=limit)
             events, following = await run_in_threadpool(work)
         return {"object": "list", "data": events, "next": following or None}
@@ -111,7 +111,7 @@ def feedback_routes(gateway: Gateway) -> APIRouter:
     )
     async def show_experiment(experiment: str, caller: MayManage) -> dict[str, Any]:
         """One of them, with its result so far. Counts as an answer."""
-        with gateway.limits.admit(caller.tenant, 1):
+        async with gateway.admit(caller.tenant, 1):
             return await run_in_threadpool(trials.show, caller.tenant, experiment)
 
     @routes.post(

@@ -5,8 +5,6 @@ import sys
 
 import typer
 
-import handbill.clients.feedback_command  # adds a command to client_cli
-import handbill.server.commands  # noqa: F401 - adds the operating commands to server_cli
 from handbill import __version__
 from handbill.clients.audit_command import audit
 from handbill.clients.cli import data_app

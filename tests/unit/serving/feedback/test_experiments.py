@@ -184,7 +184,7 @@ def test_stopping_keeps_the_result_and_gives_nobody_new_a_variant(shop):
     shop.send("DELETE", "/v1/events", json={"shopper": "s1"})
     assert show(shop, experiment).json() == stopped
     assert ask(shop, experiment, "new").status_code == 409
-    assert shop.post(f"/v1/experiments/{experiment}/stop", {}).status_code == 400
+    assert shop.post(f"/v1/experiments/{experiment}/stop", {}).status_code == 409
 
 
 def test_an_experiment_stops_by_itself_before_its_first_events_go(scripted):
