@@ -5,42 +5,40 @@ special tokens (:mod:`handbill.generator.prompts`), so it cannot forge a turn.
 """
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import Any, Final
-from uuid import uuid4
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
 
-from handbill.generator.claims.checker import check
-from handbill.generator.prompts import CopyRequest, plain_ids, render_chat, render_prompt
+from handbill.generator.prompts import plain_ids, render_chat
 from handbill.serving import openapi, refusals
 from handbill.serving.answers import (
     Answer,
     ChatAnswer,
     ClosingStream,
     CompletionAnswer,
-    CopyAnswer,
+    Piece,
     collect,
     events,
 )
+from handbill.serving.asking import Asked, begin, begin_copy
+from handbill.serving.batch.api import batch_routes
+from handbill.serving.batch.runner import BatchRunner
 from handbill.serving.claims_api import claims_routes
 from handbill.serving.documented import documented
-from handbill.serving.errors import BadRequestError, ModelNotFoundError
+from handbill.serving.errors import ModelNotFoundError
 from handbill.serving.feedback.api import feedback_routes
-from handbill.serving.feedback.tracking import Tracking, tracking_of
 from handbill.serving.gate import Gate, MayGenerate
-from handbill.serving.gateway import Gateway, Job
+from handbill.serving.gateway import Gateway
 from handbill.serving.requests import (
     ChatBody,
     CompletionBody,
     CopyBody,
     Generation,
 )
-from handbill.serving.schemas import (
+from handbill.serving.results import (
     ChatCompletion,
     CopyResult,
     Health,
@@ -49,11 +47,7 @@ from handbill.serving.schemas import (
     Readiness,
     TextCompletion,
 )
-from handbill.serving.tenants import Caller
 from handbill.serving.usage_api import usage_routes
-
-# The words that say that a machine wrote it, by language.
-AI_LABELS: Final = {"zh": "AI 生成", "en": "AI-generated"}
 
 
 def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
@@ -63,11 +57,14 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
         gateway: Started and closed with the app.
         answers_request_id: Whether ``x-request-id`` is sent back from here.
     """
+    runner = BatchRunner(gateway, gateway.batches)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         gateway.start()
+        runner.start()
         yield
+        await runner.stop()
         gateway.close()
 
     # The pages of documentation would load scripts from elsewhere; the schema itself stays.
@@ -83,6 +80,7 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     app.include_router(claims_routes(gateway))
     app.include_router(feedback_routes(gateway))
     app.include_router(usage_routes(gateway))
+    app.include_router(batch_routes(gateway, gateway.batches))
 
     @app.post(
         "/v1/chat/completions",
@@ -101,7 +99,8 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     async def chat(body: ChatBody, request: Request, caller: MayGenerate) -> Response:
         """Continue a conversation."""
         prompt = render_chat(gateway.tokenizer, [message.pair() for message in body.messages])
-        return await _respond(gateway, request, ChatAnswer, body, [prompt], caller=caller)
+        asked = Asked(caller=caller, request=request.state.request, endpoint=request.url.path)
+        return await _respond(body, *await begin(gateway, asked, ChatAnswer, body, [prompt]))
 
     @app.post(
         "/v1/completions",
@@ -117,7 +116,8 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     async def complete(body: CompletionBody, request: Request, caller: MayGenerate) -> Response:
         """Continue a text."""
         prompts = [plain_ids(gateway.tokenizer, text) for text in body.texts()]
-        return await _respond(gateway, request, CompletionAnswer, body, prompts, caller=caller)
+        asked = Asked(caller=caller, request=request.state.request, endpoint=request.url.path)
+        return await _respond(body, *await begin(gateway, asked, CompletionAnswer, body, prompts))
 
     @app.post(
         "/v1/copy",
@@ -137,30 +137,8 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     )
     async def copy(body: CopyBody, request: Request, caller: MayGenerate) -> Response:
         """Write copy for a product, for one shopper or for all."""
-        tracking = await run_in_threadpool(tracking_of, gateway, caller, body)
-        body = tracking.body
-        room = gateway.config.max_prompt_tokens
-        product = body.request()
-        prompt = render_prompt(gateway.tokenizer, product, max_tokens=room)
-        label = AI_LABELS.get(product.language.partition("-")[0], AI_LABELS["en"])
-        shape = partial(
-            CopyAnswer,
-            label=label,
-            label_place=body.label,
-            experiment=tracking.trial,
-            tracked=gateway.feedback.kept,
-        )
-        return await _respond(
-            gateway,
-            request,
-            shape,
-            body,
-            [prompt],
-            caller=caller,
-            product=product,
-            review=body.review,
-            tracking=tracking,
-        )
+        asked = Asked(caller=caller, request=request.state.request, endpoint=request.url.path)
+        return await _respond(body, *await begin_copy(gateway, asked, body))
 
     @app.get("/v1/models", **documented(ModelList, "openai", about="The names."))
     async def models(caller: MayGenerate) -> dict[str, Any]:
@@ -194,55 +172,9 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
 
 
 async def _respond(
-    gateway: Gateway,
-    request: Request,
-    shape: Callable[..., Answer],
-    body: Generation,
-    prompts: list[list[int]],
-    *,
-    caller: Caller,
-    product: CopyRequest | None = None,
-    review: bool = False,
-    tracking: Tracking | None = None,
+    body: Generation, answer: Answer, pieces: AsyncGenerator[Piece, None]
 ) -> Response:
-    """Run a request and answer it whole or as a stream; copy for a product only if it passes."""
-    route = gateway.route(caller, body.model, adapter=tracking.adapter if tracking else "")
-    n = body.answers(gateway.config)
-    if len(prompts) * n > gateway.config.max_choices:
-        raise BadRequestError(f"prompt: at most {gateway.config.max_choices} answers at once")
-    if not all(prompts):
-        raise BadRequestError("prompt: is empty", param="prompt")
-    house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
-
-    async def keep(text: str) -> int | None:
-        facts = {"request": request.state.request, "artifact": route.digest}
-        title = product.title if product is not None else ""
-        keep_text = partial(gateway.tenants.reviews.keep, title=title, **facts)
-        return await run_in_threadpool(keep_text, caller.tenant, text)
-
-    job = Job(
-        caller=caller,
-        request=request.state.request,
-        endpoint=request.url.path,
-        route=route,
-        prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(n)),
-        prompt_tokens=sum(map(len, prompts)),
-        sampling=body.sampling(gateway.config, vocabulary=len(gateway.tokenizer)),
-        check=partial(check, product=product, house=house),
-        attempts=gateway.config.copy_attempts if product is not None else 0,
-        keep=keep if review else None,
-    )
-    answer = shape(
-        id=f"hb-{uuid4().hex}",
-        model=body.model,
-        version=route.digest,
-        fingerprint=route.fingerprint,
-        n=len(job.prompts),
-        prompt_tokens=job.prompt_tokens,
-    )
-    pieces = gateway.run(job)
-    if tracking is not None and isinstance(answer, CopyAnswer):
-        pieces = tracking.kept(pieces, answer)
+    """Answer a request that was begun, whole or as a stream."""
     try:
         if not body.stream:
             return JSONResponse(await collect(answer, pieces))

@@ -11,7 +11,7 @@ from handbill.serving.documented import documented
 from handbill.serving.gate import MayGenerate, MayManage
 from handbill.serving.gateway import Gateway
 from handbill.serving.requests import CheckBody, DecisionBody, HouseRuleBody
-from handbill.serving.schemas import CheckResult, HouseRuleList, HouseRuleMade, Review, ReviewList
+from handbill.serving.results import CheckResult, HouseRuleList, HouseRuleMade, Review, ReviewList
 
 State = Literal["pending", "approved", "edited", "rejected"]
 

@@ -53,6 +53,11 @@ class ServingConfig:
         tokens_per_day: The same for a day in UTC.
         tokens_per_month: The same for a calendar month in UTC.
         max_body_bytes: Largest request body that is read.
+        batch_body_bytes: The same of requests about batches.
+        batch_rows: Rows of the engine's that batches take at most, below ``max_batch``.
+        batch_max_rows: Most rows of one batch.
+        batch_days: How long a batch and its results are kept after its last row, and one that is not
+            finished after it was made.
         feedback_days: How long it is kept which copy was served and what shoppers did with it, and
             so how long an experiment may run; 0 keeps nothing.
         feedback_kek: File of the key-encryption key of feedback; ``keys/vault.kek`` in ``state``
@@ -90,6 +95,10 @@ class ServingConfig:
     tokens_per_day: int = 0
     tokens_per_month: int = 0
     max_body_bytes: int = 64 * 1024
+    batch_body_bytes: int = 2**20
+    batch_rows: int = 8
+    batch_max_rows: int = 100_000
+    batch_days: float = 7.0
     feedback_days: float = 90.0
     feedback_kek: str = ""
 
@@ -108,6 +117,9 @@ class ServingConfig:
             "burst",
             "concurrent",
             "max_body_bytes",
+            "batch_body_bytes",
+            "batch_rows",
+            "batch_max_rows",
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
@@ -126,15 +138,19 @@ class ServingConfig:
             raise InputError(f"device={self.device!r} is not cpu or cuda")
         if not 0 <= self.port <= 65535:
             raise InputError(f"port={self.port} not in [0, 65535]")
-        if self.prefix_cache_bytes < 0:
-            raise InputError(f"prefix_cache_bytes={self.prefix_cache_bytes} must be at least 0")
-        for name in ("tokens_per_minute", "tokens_per_day", "tokens_per_month"):
+        for name in (
+            "prefix_cache_bytes",
+            "tokens_per_minute",
+            "tokens_per_day",
+            "tokens_per_month",
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:
             raise InputError("poll_s and requests_per_minute must be positive")
-        if not 0 <= self.feedback_days <= 3650:
-            raise InputError(f"feedback_days={self.feedback_days} not in [0, 3650]")
+        for name in ("feedback_days", "batch_days"):
+            if not 0 <= getattr(self, name) <= 3650:
+                raise InputError(f"{name}={getattr(self, name)} not in [0, 3650]")
 
     @property
     def most_replicas(self) -> int:

@@ -46,6 +46,7 @@ _key = _KeyWithScope()
 MayGenerate = Annotated[Caller, Security(_key, scopes=["generate"])]
 MaySendFeedback = Annotated[Caller, Security(_key, scopes=["feedback"])]
 MayManage = Annotated[Caller, Security(_key, scopes=["manage"])]
+_BATCHES = "/v1/copy/batch"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -82,7 +83,7 @@ class Gate:
         try:
             if scope["path"] == "/v1" or scope["path"].startswith("/v1/"):
                 state["caller"] = await self._authenticate(scope, headers)
-            body = await self._read(headers, receive)
+            body = await self._read(headers, receive, limit=self._limit(scope["path"]))
         except HandbillError as error:
             await refusal(error)(scope, receive, named_send)
             return
@@ -98,8 +99,11 @@ class Gate:
             self._gateway.strangers.count((scope.get("client") or ("?",))[0])
             raise
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
-        limit = self._gateway.config.max_body_bytes
+    def _limit(self, path: str) -> int:
+        config = self._gateway.config
+        return config.batch_body_bytes if path.startswith(_BATCHES) else config.max_body_bytes
+
+    async def _read(self, headers: Headers, receive: Receive, *, limit: int) -> bytes:
         declared = headers.get("content-length", "0")
         body = bytearray()
         more = True

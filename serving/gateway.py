@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from handbill.errors import HandbillError
+from handbill.serving.batch.store import open_batches
 from handbill.serving.checking import Check, Keep, approved, marked
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import ModelNotFoundError, UnavailableError
@@ -19,7 +20,7 @@ from handbill.serving.orm import utc_now
 from handbill.serving.quotas import Grant, open_quotas
 from handbill.serving.registry import Registry, Route
 from handbill.serving.repository import Usage
-from handbill.serving.sequences import Delta, Engine, Sampling, Sequence
+from handbill.serving.sequences import Delta, Engine, EngineStats, Sampling, Sequence
 from handbill.serving.tenants import Caller, Tenants
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Gateway:
         self.tokenizer = tokenizer
         self.tenants = tenants
         self.feedback = open_feedback(config)
+        self.batches = open_batches(config)
         self.quotas = open_quotas(config)
         self.strangers = Strangers()
         self._engine = engine
@@ -96,6 +98,7 @@ class Gateway:
         self.feedback.close()
         self.tenants.close()
         self.quotas.close()
+        self.batches.close()
 
     def models(self, caller: Caller) -> list[str]:
         """Every name the caller may use, all of them for what it is served now."""
@@ -187,6 +190,14 @@ class Gateway:
     def _release_unused(self, admitting: "asyncio.Future[Grant]") -> None:
         if not admitting.cancelled() and admitting.exception() is None:
             self.tenants.soon(partial(self.quotas.release, admitting.result(), used=0))
+
+    async def engine_stats(self) -> EngineStats:
+        """What the engine is doing.
+
+        Raises:
+            UnavailableError: It does not answer.
+        """
+        return await self._engine.stats()
 
     async def health(self) -> dict[str, int]:
         """Counts for the operator.

@@ -13,8 +13,8 @@ from handbill.serving.experiments.design import ALLOCATIONS, METRICS
 from handbill.serving.house import KINDS
 from handbill.serving.keys import SCOPES
 from handbill.serving.openapi_texts import DESCRIPTION, FIELDS, REFUSALS, TAGS
+from handbill.serving.results import ErrorBody
 from handbill.serving.reviews import DECISIONS
-from handbill.serving.schemas import ErrorBody
 from handbill.serving.sequences import MAX_BIASES, MAX_STOPS, RANGES
 
 _GENERATION: Final = {"ChatBody", "CompletionBody", "CopyBody"}

@@ -22,6 +22,7 @@ it is taken.
 """
 TAGS: Final = {
     "copy": "Copy for products, checked before it is served.",
+    "batches": "Many requests for copy, written when there is room beside live requests.",
     "openai": "OpenAI's endpoints, for clients that exist.",
     "feedback": "What shoppers did with copy.",
     "experiments": "Ways of writing, compared.",

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from handbill.serving.documented import documented
 from handbill.serving.gate import MayGenerate
 from handbill.serving.gateway import Gateway
-from handbill.serving.schemas import UsageReport
+from handbill.serving.results import UsageReport
 
 
 def usage_routes(gateway: Gateway) -> APIRouter:

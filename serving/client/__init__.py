@@ -8,7 +8,7 @@
             print(piece.text)
 
 :class:`AsyncClient` has the same methods for asyncio. Answers are the types of
-:mod:`handbill.serving.schemas`; refusals are :class:`ApiError` and its subclasses.
+:mod:`handbill.serving.results`; refusals are :class:`ApiError` and its subclasses.
 """
 
 from handbill.serving.client.async_client import AsyncClient

@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from handbill.serving.schemas import (
+from handbill.serving.results import (
     Answered,
     Batch,
     BatchList,

@@ -12,7 +12,7 @@ from handbill.serving.client.calls import Call, CopyFields, Message, TextSetting
 from handbill.serving.client.errors import NoAnswerError
 from handbill.serving.client.retries import Attempts
 from handbill.serving.client.streams import TextPiece, chunk_of, copy_pieces, text_pieces
-from handbill.serving.schemas import (
+from handbill.serving.results import (
     Batch,
     BatchList,
     BatchResults,

@@ -17,7 +17,7 @@ from handbill.serving.feedback.store import MAX_PAGE
 from handbill.serving.gate import MayManage, MaySendFeedback
 from handbill.serving.gateway import Gateway
 from handbill.serving.requests import CopyBody
-from handbill.serving.schemas import Deleted, EventPage, EventsTaken, Experiment, ExperimentList
+from handbill.serving.results import Deleted, EventPage, EventsTaken, Experiment, ExperimentList
 
 
 def feedback_routes(gateway: Gateway) -> APIRouter:

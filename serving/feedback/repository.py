@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from handbill.errors import InputError, MissingError
+from handbill.serving.batch.tables import BatchRowTable, BatchTable
 from handbill.serving.feedback.tables import AssignmentRow, EventRow, ExperimentRow, ServedRow
 from handbill.serving.orm import connect, utc_now
 
@@ -101,10 +102,11 @@ class FeedbackRepository:
         return self._delete({"tenant_id": tenant, "shopper": shopper})
 
     def forget_tenant(self, tenant: str) -> dict[str, int]:
-        """Delete all feedback of a tenant, its experiments too."""
+        """Delete all feedback of a tenant, its experiments and batches too."""
         counts = self._delete({"tenant_id": tenant})
         with Session(self._engine) as session, session.begin():
-            session.execute(delete(ExperimentRow).where(ExperimentRow.tenant_id == tenant))
+            for table in (ExperimentRow, BatchRowTable, BatchTable):
+                session.execute(delete(table).where(table.tenant_id == tenant))
         return counts
 
     def purge(self, before: datetime) -> int:

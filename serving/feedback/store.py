@@ -178,7 +178,7 @@ class Feedback:
         return counts
 
     def forget_tenant(self, tenant: str) -> dict[str, int]:
-        """Delete all of a tenant's feedback and experiments, and the key it was locked with."""
+        """Delete all of a tenant's feedback, experiments and batches, and the key they were locked with."""
         self._sealing.destroy(tenant)
         counts = self._repository.forget_tenant(tenant)
         log.info("feedback_forgotten", extra={"tenant": tenant})

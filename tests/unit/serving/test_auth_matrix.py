@@ -23,6 +23,16 @@ ROUTES = {
     ("POST", "/v1/completions"): ("generate", {"prompt": "Once", "max_tokens": 2}),
     ("POST", "/v1/copy"): ("generate", {"title": "Lamp", "max_tokens": 2}),
     ("POST", "/v1/check"): ("generate", {"text": "A lamp."}),
+    ("GET", "/v1/copy/batch"): ("generate", None),
+    ("POST", "/v1/copy/batch"): ("generate", {"rows": [{"title": "Lamp"}], "more": True}),
+    ("GET", "/v1/copy/batch/{batch}"): ("generate", None),
+    ("DELETE", "/v1/copy/batch/{batch}"): ("generate", None),
+    ("POST", "/v1/copy/batch/{batch}/rows"): (
+        "generate",
+        {"offset": 1, "rows": [{"title": "Blanket"}]},
+    ),
+    ("POST", "/v1/copy/batch/{batch}/start"): ("generate", None),
+    ("GET", "/v1/copy/batch/{batch}/results"): ("generate", None),
     ("GET", "/v1/models"): ("generate", None),
     ("GET", "/v1/models/{name}"): ("generate", None),
     ("GET", "/v1/usage"): ("generate", None),
@@ -46,6 +56,7 @@ NOBODYS = {
     "review": "7777",
     "experiment": "exp-0",
     "copy": "hb-0",
+    "batch": "batch-0",
 }
 
 
@@ -146,7 +157,8 @@ def test_a_key_without_the_scope_gets_403_and_nothing_happens(matrix):
 def test_a_key_with_the_scope_and_no_other_opens_every_route(matrix):
     keys = {scope: matrix.tenants.new_key("acme", scopes=[scope]).reveal() for scope in SCOPES}
     things = acmes_things(matrix)
-    for route, (needed, _) in ROUTES.items():
+    # What deletes acme's things comes last.
+    for route, (needed, _) in sorted(ROUTES.items(), key=lambda row: row[0][0] == "DELETE"):
         answer = matrix.ask(route, keys[needed], things)
         assert answer.status_code in {200, 201, 204}, (route, answer.text)
 
@@ -157,6 +169,7 @@ def acmes_things(matrix):
     made = {
         "rule": matrix.ask(("POST", "/v1/claims"), key).json()["id"],
         "experiment": matrix.ask(("POST", "/v1/experiments"), key).json()["id"],
+        "batch": matrix.ask(("POST", "/v1/copy/batch"), key).json()["id"],
         "copy": matrix.ask(("POST", "/v1/copy"), key).json()["copies"][0]["copy_id"],
         "review": matrix.tenants.reviews.keep("acme", "best", request="r", artifact="a", title="t"),
         "name": "acme",
@@ -168,7 +181,7 @@ def test_what_is_another_tenants_is_not_there(matrix):
     things = acmes_things(matrix)
     before = everything(matrix)
     named = [r for r in ROUTES if "{" in r[1] or "{copy}" in str(ROUTES[r][1])]
-    assert len(named) == 6
+    assert len(named) == 11
     for route in named:
         answers = [matrix.ask(route, matrix.keys["bolt"], t) for t in (things, NOBODYS)]
         assert [answer.status_code for answer in answers] == [404, 404], route
@@ -178,7 +191,9 @@ def test_what_is_another_tenants_is_not_there(matrix):
         assert said[0] == said[1], route
     for route in (r for r in ROUTES if r[0] == "GET" and r not in named):
         text = matrix.ask(route, matrix.keys["bolt"]).text
-        assert all(f'"{things[name]}"' not in text for name in ("experiment", "copy", "name"))
+        assert all(
+            f'"{things[name]}"' not in text for name in ("experiment", "copy", "name", "batch")
+        )
         nothing = '"data":[]' in text or '"days":[]' in text
         assert nothing or route[1] == "/v1/models", route
     assert everything(matrix) == before
@@ -187,5 +202,7 @@ def test_what_is_another_tenants_is_not_there(matrix):
 def everything(matrix):
     """What acme has, as acme sees it."""
     key = matrix.keys["acme"]
-    routes = [("GET", path) for path in ("/v1/claims", "/v1/reviews", "/v1/experiments")]
+    routes = [
+        ("GET", path) for path in ("/v1/claims", "/v1/reviews", "/v1/experiments", "/v1/copy/batch")
+    ]
     return [matrix.ask(route, key).json() for route in routes]
