@@ -44,11 +44,14 @@ class _Work:
     rows: deque[BatchRowTable] = field(default_factory=deque)
     writing: set[int] = field(default_factory=set)
     paused_until: float = 0.0
+    paused_at: float = 0.0
     pause_s: float = 1.0
 
     def pause(self, seconds: float) -> None:
         """Let it wait; rows that were read are read again."""
-        self.paused_until = time.monotonic() + min(seconds, _LONGEST_PAUSE_S)
+        self.paused_at = time.monotonic()
+        self.paused_until = self.paused_at + min(seconds, _LONGEST_PAUSE_S)
+        self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
         self.rows.clear()
 
 
@@ -176,19 +179,19 @@ class BatchRunner:
 
     async def _write(self, work: _Work, row: BatchRowTable, facts: dict[str, Any] | None) -> None:
         """Write one row and keep what became of it; or leave it for later."""
+        begun_s = time.monotonic()
         try:
             if facts is None:
                 outcome: dict[str, Any] = {"id": "", "error": _UNREADABLE}
             else:
                 outcome = {"id": facts["id"], **await self._answer(work, row, facts["request"])}
             await asyncio.to_thread(self._batches.end, row, outcome)
-            if work.pause_s > 1.0 or work.batch.reason:
+            if work.batch.reason and begun_s > work.paused_at:  # it goes on again
                 work.pause_s, work.batch.reason = 1.0, ""
                 await asyncio.to_thread(self._batches.repository.say, row.batch_id, "")
         except (RateLimitError, UnavailableError) as error:
             wait_s = error.retry_after_s if isinstance(error, RateLimitError) else work.pause_s
             work.pause(wait_s)
-            work.pause_s = min(2 * work.pause_s, _LONGEST_PAUSE_S)
             work.batch.reason = str(error)[:200]
             say = self._batches.repository.say
             await asyncio.to_thread(say, row.batch_id, work.batch.reason)

@@ -135,7 +135,7 @@ def test_limits_of_rows_batches_and_bodies(make_service):
     assert service.post("/v1/copy/batch", {"rows": titles(90)}).status_code == 413
     refused = service.post("/v1/copy/batch", {"rows": titles(1), "defaults": {"scenario": 3}})
     assert refused.json()["error"]["param"] == "defaults"
-    for _ in range(19):
+    for _ in range(20):
         make(service, [], more=True)
     answer = service.post("/v1/copy/batch", {"more": True})
     assert answer.status_code == 409
