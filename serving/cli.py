@@ -237,7 +237,7 @@ def open_home(home: Path) -> "Iterator[Tenants]":
         tenants.close()
 
 
-def _key(key: str, shop: str, home: Path) -> str:
+def key_of(key: str, shop: str, home: Path) -> str:
     """The API key to use."""
     if key:
         return key
@@ -270,7 +270,7 @@ def ask(
     import httpx
 
     url = url.rstrip("/") + path
-    headers = {"Authorization": f"Bearer {_key(key, shop, home)}"}
+    headers = {"Authorization": f"Bearer {key_of(key, shop, home)}"}
     try:
         answer = httpx.request(
             method, url, json=body, headers=headers, timeout=300, trust_env=False

@@ -5,6 +5,9 @@ import sys
 
 import typer
 
+import handbill.clients.feedback_command  # adds a command to client_cli
+import handbill.server.commands  # adds the operating commands to server_cli
+import handbill.serving.tenants_commands  # noqa: F401 - adds commands to tenants_app
 from handbill import __version__
 from handbill.clients.audit_command import audit
 from handbill.clients.cli import data_app
@@ -12,6 +15,7 @@ from handbill.clients.commands import client_cli
 from handbill.clients.privacy_commands import privacy_app
 from handbill.errors import HandbillError
 from handbill.server.cli import models_app, server_cli
+from handbill.serving.batch.commands import batch_app
 from handbill.serving.claims_commands import claims_app
 from handbill.serving.cli import copy, serve, tenants_app
 from handbill.serving.feedback.commands import events_app, experiments_app
@@ -44,6 +48,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(tenants_app, name="tenants")
 app.command()(serve)
 app.command()(copy)
+app.add_typer(batch_app, name="batch")
 app.add_typer(claims_app, name="claims")
 app.add_typer(reviews_app, name="reviews")
 app.add_typer(events_app, name="events")
