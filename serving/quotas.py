@@ -146,7 +146,7 @@ class Quotas:
         self._repository.leave(self._gateway)
         self._repository.close()
 
-    def set(self, tenant: str, **limits: float) -> None:
+    def set(self, tenant: str, **limits: Any) -> None:
         """Give a tenant limits of its own; 0 gives the service's back, what is not named stays.
 
         Raises:

@@ -2,7 +2,7 @@
 
 import hmac
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -106,7 +106,7 @@ class Tenants:
         """Tenants, their keys' ids and states, and what they used."""
         return self._repository.tenants()
 
-    def usage_by_day(self, tenant: str, *, days: int) -> "list[dict[str, Any]]":
+    def usage_by_day(self, tenant: str, *, days: int) -> Sequence[dict[str, Any]]:
         """What a tenant used on each of the last days, oldest first."""
         since = utc_now() - timedelta(days=days)
         return self._repository.usage_by_day(check_tenant(tenant), since=since)

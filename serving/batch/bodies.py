@@ -2,10 +2,15 @@
 
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_ROWS: Final = 1_000  # of one request
 _Rows = list[dict[str, Any]]
+
+
+def _whole(value: Any) -> Any:
+    """To JSON, 3.0 is the number 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class BatchBody(BaseModel):
@@ -26,7 +31,7 @@ class RowsBody(BaseModel):
     """``POST /v1/copy/batch/ID/rows``."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-    offset: Annotated[int, Field(ge=0, lt=2**31)]
+    offset: Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**31)]
     """The number of the first of these rows. Rows that are there already stay as they are."""
     rows: Annotated[_Rows, Field(min_length=1, max_length=MAX_ROWS)]
     """The rows."""

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from handbill.errors import HandbillError, InputError
 from handbill.serving.batch.files import digest, new_file, read_rows, write_results
@@ -93,11 +92,9 @@ def list_batches(
     if not batches:
         typer.echo("none")
         return
-    table = Table("batch", "state", "rows", "written", "failed", "expires (UTC)")
     for row in batches:
-        counts = map(str, (row.rows, row.written, row.failed))
-        table.add_row(row.id, row.state, *counts, row.expires[:16])
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+        counts = f"{row.written} of {row.rows} written, {row.failed} failed"
+        typer.echo(f"{row.id}  {row.state:<8}{counts}; until {row.expires[:16]} UTC")
 
 
 @batch_app.command("show")

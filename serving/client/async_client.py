@@ -209,7 +209,8 @@ class AsyncClient:
                 await _sleep(attempts.after_failure(error, self._url))
                 continue
             if answer.is_success:
-                return attempts.read(answer)
+                found: T = attempts.read(answer)
+                return found
             await _sleep(attempts.after_answer(answer))
 
     async def _stream(

@@ -198,7 +198,8 @@ class Client:
                 _sleep(attempts.after_failure(error, self._url))
                 continue
             if answer.is_success:
-                return attempts.read(answer)
+                found: T = attempts.read(answer)
+                return found
             _sleep(attempts.after_answer(answer))
 
     def _stream(

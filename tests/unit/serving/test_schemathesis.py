@@ -18,6 +18,7 @@ BY_SEVERAL_FIELDS = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/copy",
+    "/v1/copy/batch",
     "/v1/claims",
     "/v1/reviews/{review}",
     "/v1/events",
