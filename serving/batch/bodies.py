@@ -31,7 +31,7 @@ class RowsBody(BaseModel):
     """``POST /v1/copy/batch/ID/rows``."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-    offset: Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**31)]
+    offset: Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)]
     """The number of the first of these rows. Rows that are there already stay as they are."""
     rows: Annotated[_Rows, Field(min_length=1, max_length=MAX_ROWS)]
     """The rows."""

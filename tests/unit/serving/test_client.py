@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -300,6 +301,16 @@ def test_the_asynchronous_client_does_the_same(service, live):
     texts, pieces, chat = asyncio.run(main(live(service.app)))
     assert len(texts) == 1
     assert "".join(pieces) == chat.choices[0].message.content
+
+
+def test_the_example_of_the_docs_runs(service, live, capsys):
+    page = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[1].split("```")[0]
+    example = example.replace("http://127.0.0.1:8000", live(service.app))
+    exec(compile(example, "api.md", "exec"), {"api_key": service.keys["acme"]})  # noqa: S102
+    printed = capsys.readouterr().out
+    assert "hb-" in printed
+    assert "0 []" in printed  # the batch was taken; nobody writes it here
 
 
 def test_both_clients_have_the_same_methods():
