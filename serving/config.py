@@ -11,6 +11,28 @@ from handbill.errors import InputError
 PREFIX: Final = "HANDBILL_SERVING_"
 # Architectures of base models that the engine computes.
 MODELS: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_LEAST: Final = {
+    "replicas": 1,
+    "max_batch": 1,
+    "slots": 1,
+    "max_rank": 1,
+    "prefill_tokens": 1,
+    "prefix_cache_bytes": 0,
+    "max_prompt_tokens": 1,
+    "max_tokens": 1,
+    "max_choices": 1,
+    "copy_attempts": 1,
+    "queue_limit": 1,
+    "burst": 1,
+    "concurrent": 1,
+    "tokens_per_minute": 0,
+    "tokens_per_day": 0,
+    "tokens_per_month": 0,
+    "max_body_bytes": 1,
+    "batch_body_bytes": 1,
+    "batch_rows": 1,
+    "batch_max_rows": 1,
+}
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
@@ -103,26 +125,9 @@ class ServingConfig:
     feedback_kek: str = ""
 
     def __post_init__(self) -> None:
-        for name in (
-            "replicas",
-            "max_batch",
-            "slots",
-            "max_rank",
-            "prefill_tokens",
-            "max_prompt_tokens",
-            "max_tokens",
-            "max_choices",
-            "copy_attempts",
-            "queue_limit",
-            "burst",
-            "concurrent",
-            "max_body_bytes",
-            "batch_body_bytes",
-            "batch_rows",
-            "batch_max_rows",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
         if self.max_replicas and self.max_replicas < self.replicas:
             raise InputError(f"max_replicas={self.max_replicas} is below replicas={self.replicas}")
         if self.context_tokens <= self.max_tokens:
@@ -138,14 +143,6 @@ class ServingConfig:
             raise InputError(f"device={self.device!r} is not cpu or cuda")
         if not 0 <= self.port <= 65535:
             raise InputError(f"port={self.port} not in [0, 65535]")
-        for name in (
-            "prefix_cache_bytes",
-            "tokens_per_minute",
-            "tokens_per_day",
-            "tokens_per_month",
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 0")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:
             raise InputError("poll_s and requests_per_minute must be positive")
         for name in ("feedback_days", "batch_days"):

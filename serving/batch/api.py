@@ -7,11 +7,11 @@ from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 
 from handbill.serving.batch.bodies import BatchBody, RowsBody
+from handbill.serving.batch.results import Batch, BatchList, BatchResults
 from handbill.serving.batch.store import Batches
 from handbill.serving.documented import documented
 from handbill.serving.gate import MayGenerate
 from handbill.serving.gateway import Gateway
-from handbill.serving.results import Batch, BatchList, BatchResults
 
 MAX_PAGE = 500
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from handbill.errors import HandbillError, InputError
 from handbill.serving.batch.files import digest, new_file, read_rows, write_results
+from handbill.serving.batch.results import Batch, BatchResult
 from handbill.serving.cli import (
     DEFAULT_HOME,
     DEFAULT_URL,
@@ -24,7 +25,6 @@ from handbill.serving.cli import (
     key_of,
 )
 from handbill.serving.client import ApiError, Client, NoAnswerError, ServiceError
-from handbill.serving.results import Batch, BatchResult
 
 batch_app = typer.Typer(help="Copy for many products at once.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="ID", help="See handbill batch list.")]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handbill.errors import InputError
-from handbill.serving.results import BatchResult
+from handbill.serving.batch.results import BatchResult
 
 SUFFIXES: Final = (".jsonl", ".parquet")
 _GROUP: Final = 1024

@@ -7,19 +7,19 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from handbill.serving.results import (
-    Answered,
-    Batch,
-    BatchList,
-    BatchResults,
-    ChatCompletion,
-    CheckResult,
-    CopyResult,
+from handbill.serving.batch.results import Batch, BatchList, BatchResults
+from handbill.serving.feedback.results import (
     Deleted,
     EventPage,
     EventsTaken,
     Experiment,
     ExperimentList,
+)
+from handbill.serving.results import (
+    Answered,
+    ChatCompletion,
+    CheckResult,
+    CopyResult,
     ModelList,
     TextCompletion,
     UsageReport,

@@ -7,24 +7,24 @@ from uuid import uuid4
 
 import httpx
 
+from handbill.serving.batch.results import Batch, BatchList, BatchResults
 from handbill.serving.client import calls
 from handbill.serving.client.calls import Call, CopyFields, Message, TextSettings
 from handbill.serving.client.errors import NoAnswerError
 from handbill.serving.client.retries import Attempts
 from handbill.serving.client.streams import TextPiece, chunk_of, copy_pieces, text_pieces
-from handbill.serving.results import (
-    Batch,
-    BatchList,
-    BatchResults,
-    ChatCompletion,
-    CheckResult,
-    CopyPiece,
-    CopyResult,
+from handbill.serving.feedback.results import (
     Deleted,
     EventPage,
     EventsTaken,
     Experiment,
     ExperimentList,
+)
+from handbill.serving.results import (
+    ChatCompletion,
+    CheckResult,
+    CopyPiece,
+    CopyResult,
     ModelList,
     TextCompletion,
     UsageReport,

@@ -13,11 +13,17 @@ from handbill.serving.documented import documented
 from handbill.serving.errors import BadRequestError
 from handbill.serving.experiments.design import Design, Variant
 from handbill.serving.feedback.bodies import EventsBody, ExperimentBody, ForgetBody, VariantBody
+from handbill.serving.feedback.results import (
+    Deleted,
+    EventPage,
+    EventsTaken,
+    Experiment,
+    ExperimentList,
+)
 from handbill.serving.feedback.store import MAX_PAGE
 from handbill.serving.gate import MayManage, MaySendFeedback
 from handbill.serving.gateway import Gateway
 from handbill.serving.requests import CopyBody
-from handbill.serving.results import Deleted, EventPage, EventsTaken, Experiment, ExperimentList
 
 
 def feedback_routes(gateway: Gateway) -> APIRouter:

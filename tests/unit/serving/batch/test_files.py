@@ -8,7 +8,7 @@ import pytest
 
 from handbill.errors import InputError
 from handbill.serving.batch.files import digest, new_file, read_rows, write_results
-from handbill.serving.results import BatchResult
+from handbill.serving.batch.results import BatchResult
 
 ROWS = [{"id": "a", "title": "Oak lamp 橡木灯", "n": 2}, {"title": "Blanket"}]
 COPY = {
