@@ -119,6 +119,21 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(client):
     assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["code"] == "request_too_large"
 
 
+def test_a_batch_may_be_larger_and_is_written_behind_it(home, client):
+    key = {"Authorization": f"Bearer {home.client('bolt').api_key}"}
+    rows = [{"title": "Lamp", "max_tokens": 2, "description": "x" * 4000, "n": 1}] * 20
+    path = "/v1/copy/batch"
+    made = client.post(path, json={"rows": rows}, headers=key)
+    assert (made.status_code, made.json()["rows"]) == (201, 20)
+    deadline = time.monotonic() + 60
+    while (batch := client.get(f"{path}/{made.json()['id']}", headers=key).json())[
+        "state"
+    ] != "done":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert (batch["written"], batch["failed"]) == (20, 0)
+
+
 def test_headers_that_never_end_are_not_waited_for(client):
     with ExitStack() as stack:
         slow = [stack.enter_context(connect(client)) for _ in range(50)]
