@@ -113,7 +113,9 @@ class Quotas:
     Args:
         repository: An up-to-date serving database.
         service: Limits of tenants without their own.
-        burst: Answers that a tenant that was quiet may ask for at once.
+        burst: Answers that a tenant that was quiet may ask for at once; not more than in a minute, but
+            for what one request may ask for.
+        choices: Most answers of one request.
         clock: Seconds since 1970.
     """
 
@@ -123,11 +125,13 @@ class Quotas:
         service: Quota,
         *,
         burst: int,
+        choices: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._repository = repository
         self._service = service
         self._burst = burst
+        self._choices = choices
         self._clock = clock
         self._gateway = uuid4().hex
         self._closing = threading.Event()
@@ -150,7 +154,7 @@ class Quotas:
         """Give a tenant limits of its own; 0 gives the service's back, what is not named stays.
 
         Raises:
-            InputError: No such limit, or below 0.
+            InputError: It is below 0.
             MissingError: No such tenant.
         """
         own = replace(Quota(**self._repository.quota(check_tenant(tenant))), **limits)
@@ -243,7 +247,7 @@ class Quotas:
             books.write(asdict(use))
 
     def _capacity(self, quota: Quota) -> float:
-        return min(self._burst, max(quota.requests_per_minute, 8))
+        return min(self._burst, max(quota.requests_per_minute, self._choices))
 
     def _beat(self) -> None:
         while not self._closing.wait(_BEAT_S):
@@ -256,7 +260,12 @@ class Quotas:
 
 def open_quotas(config: ServingConfig) -> Quotas:
     """Open a service's limits; its database is up to date already."""
-    return Quotas(QuotaRepository(config.url), Quota.of_service(config), burst=config.burst)
+    return Quotas(
+        QuotaRepository(config.url),
+        Quota.of_service(config),
+        burst=config.burst,
+        choices=config.max_choices,
+    )
 
 
 def _drained(debt: float, per_minute: float, passed_min: float) -> float:

@@ -47,8 +47,9 @@ def gateways(tmp_path, clock):
     tenants.close()
     opened = []
 
-    def make(burst=1000, **limits):
-        quotas = Quotas(QuotaRepository(config.url), Quota(**limits), burst=burst, clock=clock)
+    def make(choices=1, **limits):
+        how = {"burst": 1000, "choices": choices, "clock": clock}
+        quotas = Quotas(QuotaRepository(config.url), Quota(**limits), **how)
         opened.append(quotas)
         return quotas
 
@@ -121,6 +122,14 @@ def test_rates_fill_again_as_they_say(gateways, clock):
         quotas.admit(
             tenant, how and (30 if "answers" in how else 1), tokens=how.get("tokens", 0) / 2
         )
+
+
+def test_a_slow_tenant_may_still_ask_for_what_one_request_may(gateways, clock):
+    quotas = gateways(requests_per_minute=2, choices=4)
+    quotas.release(quotas.admit("acme", 4))
+    assert refused(quotas, answers=4).retry_after_s == pytest.approx(120)
+    clock.now += 121
+    quotas.admit("acme", 4)
 
 
 def test_so_many_run_at_once_over_all_gateways_and_the_dead_do_not_count(gateways, clock):
