@@ -293,7 +293,7 @@ def test_a_decision_is_the_tenants_own_and_final(scripted, body, state, text):
     decided = service.post(path, body).json()
     assert (decided["state"], decided["text"]) == (state, text)
     assert decided["decided_by"] == service.keys["acme"].split("_")[1][:8]
-    assert service.post(path, {"decision": "approve"}).status_code == 400
+    assert service.post(path, {"decision": "approve"}).status_code == 409
     assert queue(service) == []
     assert [kept["text"] for kept in queue(service, state)] == [text]
 
