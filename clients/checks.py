@@ -136,7 +136,7 @@ def as_table(report: ShopReport) -> RenderableType:
 def _reasons(shop: ShopData) -> dict[str, int]:
     """Reasons by frequency, without the line numbers that would make every reason its own."""
     counts = Counter(
-        ": ".join((reject.file.name, _NUMBERED.sub(r"\1…", reject.reason)))
+        ": ".join((reject.name, _NUMBERED.sub(r"\1…", reject.reason)))
         for reject in shop.rejects
     )
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))

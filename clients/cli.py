@@ -59,7 +59,7 @@ def check(
             report = check_shop(shop, row_cap=cap)
             set_aside += [(shop.info.id, reject) for reject in shop.rejects]
             kept_in = rejects or _keep(source, shop.rejects, home=home)
-            bad = [{"file": r.file.name, "line": r.line, "reason": r.reason} for r in shop.rejects]
+            bad = [{"file": r.name, "line": r.line, "reason": r.reason} for r in shop.rejects]
             reports.append({**report.to_json(), "bad_rows": bad, "reject_file": _text(kept_in)})
             if not as_json:
                 console.print(as_table(report))

@@ -13,19 +13,22 @@ class Reject:
     """A row that was set aside.
 
     Attributes:
-        table: Section of the description it belongs to: rows, products, shoppers or events.
+        table: Section of the description it belongs to, such as rows or products.
+        name: The table's file or name.
+        place: Where the table lies.
         reason: Safe to print; names columns, never content.
         raw: The row as it stands in the file: personal data, for the reject file only.
     """
 
     table: str
-    file: Path
+    name: str
+    place: str
     line: int
     reason: str
     raw: str = field(repr=False)
 
     def __str__(self) -> str:
-        return f"{self.file.name}:{self.line}: {self.reason}"
+        return f"{self.name}:{self.line}: {self.reason}"
 
 
 def write_rejects(file: Path, rejects: Iterable[tuple[str, Reject]]) -> None:
@@ -49,7 +52,7 @@ def write_rejects(file: Path, rejects: Iterable[tuple[str, Reject]]) -> None:
                 fields = {
                     "shop": shop,
                     "table": reject.table,
-                    "file": str(reject.file),
+                    "file": reject.place,
                     "line": reject.line,
                     "reason": reject.reason,
                     "row": reject.raw,
