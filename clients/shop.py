@@ -83,12 +83,17 @@ def load_shop(where: Path | ShopSource, *, allow_empty: bool = False) -> ShopDat
         extra={"shop": shop.info.id, "n_rows": len(shop.rows), "n_rejects": len(shop.rejects)},
     )
     if not shop.rows and not allow_empty:
-        raise InputError(
-            f"{source.described_in}: shop {shop.info.id} has no usable row "
-            f"({shop.n_read} read, {len(shop.rejects)} set aside); "
-            f"'handbill data check' names each with its reason"
-        )
+        raise no_usable_row(source, read=shop.n_read, set_aside=len(shop.rejects))
     return shop
+
+
+def no_usable_row(source: ShopSource, *, read: int, set_aside: int) -> InputError:
+    """The error of a shop that nothing can be learnt from."""
+    return InputError(
+        f"{source.described_in}: shop {source.info.id} has no usable row "
+        f"({read} read, {set_aside} set aside); "
+        f"'handbill data check' names each with its reason"
+    )
 
 
 def split_users(
