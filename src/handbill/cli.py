@@ -6,6 +6,7 @@ import sys
 import typer
 
 import handbill.clients.feedback_command  # adds a command to client_cli
+import handbill.clients.init_command  # adds a command to data_app
 import handbill.server.commands  # noqa: F401 - adds the operating commands to server_cli
 from handbill import __version__
 from handbill.clients.audit_command import audit

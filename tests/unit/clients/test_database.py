@@ -81,7 +81,9 @@ def test_tables_and_views_are_listed(folder):
 
 def test_a_large_table_is_read_a_piece_at_a_time(folder):
     with sqlite3.connect(folder / "shop.db") as filled:
-        filled.executemany("INSERT INTO goods VALUES (?, 'x', 1, 1)", ((n,) for n in range(3, 5003)))
+        filled.executemany(
+            "INSERT INTO goods VALUES (?, 'x', 1, 1)", ((n,) for n in range(3, 5003))
+        )
     records = DatabaseTable(database(folder), table="goods").records()
     first = next(records)
     assert (first.line, first.values["id"]) == (1, "1")
@@ -100,7 +102,11 @@ def test_a_large_table_is_read_a_piece_at_a_time(folder):
         ("url =", "address =", "unknown key database.address; known: url, password_env"),
         ('url = "sqlite:///shop.db"', "", "database.url is missing"),
         ('[database]\nurl = "sqlite:///shop.db"', "", r"rows.table needs a \[database\]"),
-        ('table = "reviews"', 'table = "sales"', "no table 'sales'; it has goods, reviews, shoppers"),
+        (
+            'table = "reviews"',
+            'table = "sales"',
+            "no table 'sales'; it has goods, reviews, shoppers",
+        ),
         ('table = "reviews"', 'table = "reviews"\nfile = "a.csv"', "rows: give one of file, table"),
         ('table = "reviews"', 'table = "reviews"\nencoding = "gbk"', "rows.encoding is for files"),
         ('table = "reviews"', "", r"rows.file is missing \(or rows.table of a database\)"),
