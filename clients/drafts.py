@@ -161,8 +161,18 @@ def draft(
     for section in KEYS:
         if section in chosen:
             lines += ["", *_section(section, chosen[section], roles[section], folder, unknown)]
-    titled = any("title" in roles.get(section, {}) for section in ("rows", "products"))
-    if not titled:
+    sure = {
+        section
+        for section in ("rows", "products")
+        if (guess := roles.get(section, {}).get("title")) and guess.confidence >= SURE
+    }
+    if "rows" not in chosen:
+        unknown.append("rows")
+        lines += [
+            "",
+            "# [rows] has to be there: no table has a shopper, a product and copy for both.",
+        ]
+    elif not sure:
         unknown.append("rows.title")
         lines += ["# rows.title or products.title has to be named: what the product is called."]
     used = {id(one) for one in chosen.values()}
@@ -200,11 +210,11 @@ def _sections(seen: Sequence[Seen]) -> dict[str, Seen]:
     for score, number, section in scored:
         if score > 0.2 and section not in chosen and -number not in chosen.values():
             chosen[section] = -number
-    if "rows" not in chosen:  # it has to be there: take what is most like it, to be corrected
+    if "rows" not in chosen:  # it has to be there: what is most like it, to be corrected
         free = [(score, n) for score, n, section in scored if section == "rows"]
-        number = max(free, default=(0.0, 0))[1]
-        chosen = {section: n for section, n in chosen.items() if n != -number}
-        chosen["rows"] = -number
+        score, number = max(free, default=(0.0, 0))
+        if -number not in chosen.values():
+            chosen["rows"] = -number
     return {section: seen[number] for section, number in chosen.items()}
 
 
@@ -234,12 +244,12 @@ def _section(
     named = {guess.column for guess in roles.values()}
     if left := [column for column in one.sample.columns if column not in named]:
         lines.append(f"# columns not read: {', '.join(left)}")
-    for column in one.sample.columns.values():
-        if column.name.lower() in _SHOP_NAMES and column.different < 0.5 and column.filled:
-            lines.append(
-                f"# {column.name} may say whose row it is. For one shop of several: "
-                f'where = {{ {_quoted(column.name)} = "..." }}'
-            )
+    lines += [
+        f"# {name} may say whose row it is. For one shop of several: "
+        f'where = {{ {_quoted(name)} = "..." }}'
+        for name, column in one.sample.columns.items()
+        if name.lower() in _SHOP_NAMES and column.filled and column.different < 0.5
+    ]
     return lines
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from handbill.clients.cleaning import EVENT_KINDS, MAX_ID_CHARS, is_price, month_of
 from handbill.clients.descriptions import KEYS, LANGUAGE
-from handbill.clients.tables import Record
+from handbill.clients.tables import NESTED, Record
 from handbill.generator.segmentation import han_share
 
 # Words in the names of columns, as shops, exports and public data sets write them; the first are the surest.
@@ -141,7 +141,11 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
         *("行为", "行为类型", "事件", "事件类型", "动作"),
     ),
 }
+# Copy under such a name is the shop's own; reviews and comments are shoppers' words and need noise.
+SHOPS_OWN: Final = frozenset({"copy", "ad_copy", "ad_text", "文案", "广告语", "推荐语", "推荐理由"})
 SURE: Final = 0.5  # below it a guess is written as a comment only
+# Values alone never make an id: whose rows are one shopper's is what privacy is counted by.
+_TOLD_BY_VALUES: Final = frozenset({"text", "kind"})
 _LONG: Final = 25  # characters that copy and descriptions mostly have, ids, names and kinds not
 _ID: Final = re.compile(r"[\w.:@#/+-]{1,64}")
 _SPLIT: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^0-9a-zA-Z\u4e00-\u9fff]+")
@@ -200,7 +204,8 @@ def look_at(columns: Sequence[str], records: Iterable[Record]) -> Sample:
         read += 1
         broken += bool(record.problem)
         for name, cells in values.items():
-            if value := record.values.get(name, "").strip():
+            value = record.values.get(name, "").strip()
+            if value and value != NESTED:
                 cells.append(value)
     found = {name: _column(name, cells, read - broken) for name, cells in values.items()}
     return Sample(columns=found, records=read, broken=broken)
@@ -264,9 +269,8 @@ def guesses(sample: Sample) -> list[Guess]:
             continue
         for role in NAMES:
             named, fits, why = name_score(role, column.name), *_fit(role, column)
-            if not fits or (not named and fits < 0.8):
+            if not fits or (not named and (role not in _TOLD_BY_VALUES or fits < 0.8)):
                 continue
-            # A name that fits needs values that do not speak against it, and the other way round.
             confidence = fits * (0.25 + 0.75 * named) if named else 0.3 * fits
             if confidence > 0.1:
                 words = [*(["its name"] if named else []), *why, f"{column.filled:.0%} filled"]
@@ -281,30 +285,31 @@ def guesses(sample: Sample) -> list[Guess]:
     return sorted(found, key=lambda guess: -guess.confidence)
 
 
-def _fit(role: str, column: Column) -> tuple[float, list[str]]:
+def _fit(role: str, c: Column) -> tuple[float, list[str]]:
     """How well the values suit a role, from 0 (not at all) to 1, and why."""
-    c = column
-    if role == "kind":
-        return c.kinds, [f"{c.kinds:.0%} kinds of event"]
-    if role == "price":
-        return c.prices if c.times < 0.5 else 0.0, [f"{c.prices:.0%} prices"]
-    if role == "time":
-        return c.times, [f"{c.times:.0%} times"]
-    if role == "language":
-        return c.languages if c.different <= 0.5 else 0.0, [f"{c.languages:.0%} language tags"]
-    if role in {"user", "item"}:
-        fits = c.ids * c.filled * (0.3 if c.chars > _LONG * 2 else 1.0)
-        return fits, [f"{c.ids:.0%} look like ids"]
-    about = [f"{c.chars:g} characters in the middle"]
-    if role == "text":
-        fits = min(1.0, c.chars / _LONG) * (0.4 + 0.6 * c.spaced) * c.filled
-        return fits, [*about, f"{c.different:.0%} different"]
-    if role in {"description", "shopper"}:
-        return max(0.3, min(1.0, c.chars / _LONG)) * (0.6 + 0.4 * c.spaced), about
-    if role == "title":
-        numeric = c.prices > 0.9 or c.times > 0.9
-        return (0.0 if numeric else 1.0 if 2 <= c.chars <= 150 else 0.4) * c.filled, about
-    return (0.0 if c.chars > 60 or c.prices > 0.9 else 1.0), about  # category, brand, tone
+    long = min(1.0, c.chars / _LONG)
+    is_number = c.prices > 0.9 or c.times > 0.9
+    about = f"{c.chars:g} characters in the middle"
+    label = 0.0 if c.chars > 60 or is_number else 1.0, about
+    title = 0.0 if is_number else c.filled * (1.0 if 2 <= c.chars <= 150 else 0.4), about
+    said = max(0.3, long) * (0.6 + 0.4 * c.spaced), about
+    ids = c.ids * c.filled * (0.3 if c.chars > 2 * _LONG else 1.0), f"{c.ids:.0%} look like ids"
+    fits, why = {
+        "kind": (c.kinds, f"{c.kinds:.0%} kinds of event"),
+        "price": (c.prices if c.times < 0.5 else 0.0, f"{c.prices:.0%} prices"),
+        "time": (c.times, f"{c.times:.0%} times"),
+        "language": (
+            c.languages if c.different <= 0.5 else 0.0,
+            f"{c.languages:.0%} language tags",
+        ),
+        "user": ids,
+        "item": ids,
+        "text": (long * (0.4 + 0.6 * c.spaced) * c.filled, f"{about}, {c.different:.0%} different"),
+        "description": said,
+        "shopper": said,
+        "title": title,
+    }.get(role, label)
+    return fits, [why]
 
 
 def section_scores(found: Sequence[Guess], sample: Sample) -> dict[str, float]:
@@ -321,6 +326,9 @@ def section_scores(found: Sequence[Guess], sample: Sample) -> dict[str, float]:
             (sample.columns[g.column].different for g in found if g.role == role), default=0.0
         )
 
+    own = max(
+        (g.confidence for g in found if g.role == "text" and g.column in SHOPS_OWN), default=0
+    )
     facts = max(of("title"), of("description"), of("price"), of("brand"))
     return {
         "rows": min(of("user"), of("item"), of("text")),
@@ -329,7 +337,7 @@ def section_scores(found: Sequence[Guess], sample: Sample) -> dict[str, float]:
         "shoppers": min(of("user"), of("shopper"))
         * (unique("user") > 0.9)
         * (1 - 0.9 * of("item")),
-        "published": min(of("text"), of("title")) * (1 - of("user")),
+        "published": min(own, of("title")) * (1 - of("user")),
     }
 
 

@@ -39,6 +39,8 @@ ENCODINGS: Final[dict[str, str]] = {
 MAX_RECORD_LINES: Final = 200
 COLUMNS_FROM_RECORDS: Final = 200  # how far JSON lines are read to learn their columns
 
+NESTED: Final = "\x00nested"  # no text that may be used has such a character
+
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -98,7 +100,9 @@ def columns_of(path: Path, encoding: str = UTF8) -> tuple[str, ...]:
 
 
 def text_problem(text: str) -> str:
-    """Why a text cannot be used as it stands: broken encoding or control characters; "" if fine."""
+    """Why a text cannot be used as it stands: broken, nested, control characters; "" if fine."""
+    if text == NESTED:
+        return "a nested object where text is expected"
     if _SURROGATE.search(text):
         return "not valid UTF-8"
     if _CONTROL.search(text):
@@ -244,13 +248,14 @@ def _parse_json(raw: str) -> tuple[str, dict[str, str]]:
 
 
 def parse_fields(fields: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """The fields of a JSON object, or of one like it, as text: (problem, values)."""
+    """The fields of a JSON object, or of one like it, as text: (problem, values).
+
+    What is nested too deep becomes :data:`NESTED`: it matters only where a description names it.
+    """
     values: dict[str, str] = {}
     for name, value in fields.items():
         text = _as_text(value)
-        if text is None:
-            return "a nested object where text is expected", {}
-        values[name] = text
+        values[name] = NESTED if text is None else text
     if any(_SURROGATE.search(text) for text in (*values, *values.values())):
         return "not valid UTF-8", {}
     return "", values
@@ -259,7 +264,8 @@ def parse_fields(fields: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
 def _as_text(value: Any) -> str | None:
     """A cell as text; None where it is nested deeper than one list or one object of values.
 
-    Null is empty, a list is joined with commas, and so is an object: ``{"Size": "L"}`` is "Size L".
+    Null is empty, a list is joined with commas, and so is an object: ``{"Size": "L"}`` is "Size L",
+    and so is a list of pairs, ``[["Size", "L"]]``.
     """
     if isinstance(value, dict):
         named = {name.rstrip(":"): _scalar(part) for name, part in value.items()}
@@ -267,9 +273,13 @@ def _as_text(value: Any) -> str | None:
             return None
         return ", ".join(f"{name} {part}" for name, part in named.items() if part)
     if isinstance(value, list):
-        parts = [_scalar(part) for part in value]
+        parts = [_scalar(part) if not _is_pair(part) else " ".join(part) for part in value]
         return None if None in parts else ", ".join(part for part in parts if part)
     return _scalar(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
 def _scalar(value: Any) -> str | None:

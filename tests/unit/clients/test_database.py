@@ -130,7 +130,7 @@ def test_a_password_comes_from_the_environment(folder, monkeypatch):
     with pytest.raises(InputError, match=f"{PASSWORD_VARIABLE} is not set"):
         remote.tables()
     monkeypatch.setenv(PASSWORD_VARIABLE, "s3cret")
-    with pytest.raises(InputError, match="127.0.0.1:1/shop: cannot be read") as refused:
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:1/shop: cannot be read") as refused:
         database(
             folder, "postgresql+psycopg://me@127.0.0.1:1/shop", password_env=PASSWORD_VARIABLE
         ).tables()

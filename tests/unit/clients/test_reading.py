@@ -124,7 +124,7 @@ def test_a_byte_that_is_not_of_the_encoding_costs_its_row_only(tmp_path):
     assert [row.user for row in shop.rows] == ["u"]
     assert "not valid" in shop.rejects[0].reason
     (tmp_path / "shop.toml").write_text(toml.replace("gb18030", "klingon"))
-    with pytest.raises(InputError, match="rows.encoding: 'klingon' is not one of utf-8, gb18030"):
+    with pytest.raises(InputError, match=r"rows\.encoding: 'klingon' is not one of utf-8, gb18030"):
         load_shop(tmp_path)
 
 
