@@ -28,7 +28,9 @@ MAX_CHARS: Final = 4_000
 MAX_FILE_BYTES: Final = 8 << 20
 _WORDS_IN_ROW: Final = 3
 _HAN_IN_ROW: Final = 4
-_PIECE: Final = re.compile(r"[㐀-鿿]+|[^\W_㐀-鿿]+(?:'[^\W_]+)*|[!?…]+|[\u2600-\u27bf\U0001f300-\U0001faff]")
+_PIECE: Final = re.compile(
+    r"[㐀-鿿]+|[^\W_㐀-鿿]+(?:'[^\W_]+)*|[!?…]+|[\u2600-\u27bf\U0001f300-\U0001faff]"
+)
 _HAN: Final = re.compile(r"[㐀-鿿]")
 
 Vector = NDArray[np.float32]
@@ -39,14 +41,14 @@ class SentimentModel:
     """A trained model.
 
     Attributes:
-        weights_V: Of each bucket for "content", shape (N_BUCKETS,).
-        idf_V: Inverse document frequency of each bucket, shape (N_BUCKETS,).
+        weights: Of each bucket for "content", shape (N_BUCKETS,).
+        idf: Inverse document frequency of each bucket, shape (N_BUCKETS,).
         bias: Added to the sum.
         about: What it was trained on: counts only.
     """
 
-    weights_V: Vector
-    idf_V: Vector
+    weights: Vector
+    idf: Vector
     bias: float
     about: Mapping[str, Any]
 
@@ -55,19 +57,19 @@ class SentimentModel:
         buckets, values = self.vector(text)
         if not len(buckets):
             return 0.5
-        logit = float(values @ self.weights_V[buckets]) + self.bias
+        logit = float(values @ self.weights[buckets]) + self.bias
         return float(1.0 / (1.0 + np.exp(-logit)))
 
     def vector(self, text: str) -> tuple[NDArray[np.int64], Vector]:
         """A text as buckets and values of length one."""
-        return weighted(buckets_of(text), self.idf_V)
+        return weighted(buckets_of(text), self.idf)
 
     def save(self, path: Path) -> None:
         """Write it as safetensors; halves of floats are exact enough for a sign."""
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
-            "weights": self.weights_V.astype(np.float16),
-            "idf": self.idf_V.astype(np.float16),
+            "weights": self.weights.astype(np.float16),
+            "idf": self.idf.astype(np.float16),
             "bias": np.array([self.bias], np.float32),
         }
         metadata = {"format": FORMAT, "about": json.dumps(dict(self.about), ensure_ascii=False)}
@@ -83,7 +85,9 @@ class SentimentModel:
             InputError: There is none, or it is no model of this kind.
         """
         if not path.is_file():
-            raise InputError(f"{path}: no sentiment model; train one with `handbill sentiment train`")
+            raise InputError(
+                f"{path}: no sentiment model; train one with `handbill sentiment train`"
+            )
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f"{path}: too large for a sentiment model")
         try:

@@ -48,7 +48,18 @@ def label_of(rating: str, *, highest: float) -> bool | None:
     return False if share <= 0.4 else True if share >= 0.8 else None
 
 
-def train_sentiment(reviews: Iterable[Labelled], *, strength: float = 8.0) -> SentimentModel:
+def highest_of(ratings: Iterable[str]) -> float:
+    """The highest number among ratings, 1 at least: words and what is no number do not count."""
+    highest = 1.0
+    for rating in ratings:
+        try:
+            highest = max(highest, float(rating))
+        except ValueError:
+            continue
+    return highest
+
+
+def train_sentiment(reviews: Iterable[Labelled], *, strength: float = 1.0) -> SentimentModel:
     """Train on reviews; of each source, both classes count the same.
 
     Args:
@@ -61,9 +72,7 @@ def train_sentiment(reviews: Iterable[Labelled], *, strength: float = 8.0) -> Se
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        raise InputError(
-            "training needs scikit-learn: pip install 'handbill[judge]'"
-        ) from None
+        raise InputError("training needs scikit-learn: pip install 'handbill[judge]'") from None
     counted, labels, sources = _counted(reviews)
     sizes = Counter(labels)
     if min(sizes[True], sizes[False]) < MIN_EACH:
