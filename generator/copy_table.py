@@ -83,7 +83,9 @@ def measure(
             )
         texts = [copy.text for copy in copies]
         references = [copy.references for copy in copies]
-        table[name] = _row(copies, texts, references, known, perplexity, sentiment)
+        table[name] = _row(
+            copies, texts, references, known=known, perplexity=perplexity, sentiment=sentiment
+        )
     written = {c.id: c for copies in systems.values() for c in copies if c.references}
     if written and HUMAN not in table:
         human = list(written.values())
@@ -91,9 +93,9 @@ def measure(
             human,
             [copy.references[0] for copy in human],
             [copy.references[1:] for copy in human],
-            known,
-            perplexity,
-            sentiment,
+            known=known,
+            perplexity=perplexity,
+            sentiment=sentiment,
         )
     return table
 
@@ -102,6 +104,7 @@ def _row(
     copies: Sequence[Copy],
     texts: Sequence[str],
     references: Sequence[Sequence[str]],
+    *,
     known: Vocabulary,
     perplexity: Callable[[Sequence[str]], float] | None,
     sentiment: SentimentModel | None,

@@ -139,8 +139,8 @@ def weighted(buckets: Counter[int], idf_V: Vector) -> tuple[NDArray[np.int64], V
     indexes = np.fromiter(buckets.keys(), np.int64, len(buckets))
     values = 1.0 + np.log(np.fromiter(buckets.values(), np.float32, len(buckets)))
     values = (values * idf_V[indexes]).astype(np.float32)
-    length = float(np.linalg.norm(values))
-    return indexes, values / length if length else values
+    length = np.float32(np.linalg.norm(values) or 1.0)
+    return indexes, (values / length).astype(np.float32)
 
 
 def _plain(text: str) -> str:
