@@ -17,10 +17,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, SQLAlchemyError
 
+from handbill.clients.descriptions import PASSWORD_VARIABLE
 from handbill.clients.tables import Record, parse_fields
 from handbill.errors import InputError
 
-PASSWORD_VARIABLE: Final = "HANDBILL_DATABASE_PASSWORD"  # noqa: S105 - a name, no password
 ROWS_AT_ONCE: Final = 1024
 _SECRET_OPTIONS: Final = ("password", "passwd", "pwd", "sslpassword", "token")
 _DRIVERS: Final[dict[str, str]] = {

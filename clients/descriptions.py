@@ -8,13 +8,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from handbill.clients.database import Database, DatabaseTable
 from handbill.clients.sources import FileTable, Table
 from handbill.clients.tables import ENCODINGS, UTF8
 from handbill.errors import InputError
 from handbill.generator.prompts import SCENARIOS
+
+if TYPE_CHECKING:
+    from handbill.clients.database import Database  # SQLAlchemy loads where there is one
 
 SHOP_FILE: Final = "shop.toml"
 SHOP_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
@@ -43,6 +45,7 @@ PROTECTION: Final[dict[str, str]] = {
 # A table is one of the first three; ``encoding`` is a file's.
 PLACE_KEYS: Final = ("file", "table", "query", "encoding")
 DATABASE_KEYS: Final = ("url", "password_env")
+PASSWORD_VARIABLE: Final = "HANDBILL_DATABASE_PASSWORD"  # noqa: S105 - a name, no password
 FILTERED: Final = frozenset({"rows", "products", "published"})
 SHOP_KEYS: Final = ("id", "name", "language", "scenario")
 
@@ -154,7 +157,7 @@ def make_source(
     return ShopSource(info=info, described_in=path, folder=folder, **specs)
 
 
-def read_database(path: Path, tree: Mapping[str, Any], folder: Path) -> Database | None:
+def read_database(path: Path, tree: Mapping[str, Any], folder: Path) -> "Database | None":
     """The ``[database]`` of a description; None where there is none.
 
     Raises:
@@ -162,6 +165,8 @@ def read_database(path: Path, tree: Mapping[str, Any], folder: Path) -> Database
     """
     if "database" not in tree:
         return None
+    from handbill.clients.database import Database
+
     table = section(path, tree, "database")
     refuse_unknown(path, "database.", table, DATABASE_KEYS)
     given = {key: text_of(path, f"database.{key}", value) for key, value in table.items()}
@@ -179,7 +184,7 @@ def read_place(
     table: Mapping[str, Any],
     *,
     folder: Path,
-    database: Database | None,
+    database: "Database | None",
 ) -> Table:
     """The table that a section names by ``file``, ``table`` or ``query``.
 
@@ -203,6 +208,8 @@ def read_place(
         raise InputError(f"{path}: {name}.encoding is for files")
     if database is None:
         raise InputError(f"{path}: {name}.{given[0]} needs a [database] with its url")
+    from handbill.clients.database import DatabaseTable
+
     if given == ["table"]:
         return DatabaseTable(database, table=value)
     return DatabaseTable(database, query=value, section=name)
@@ -265,7 +272,7 @@ def _spec(
     *,
     folder: Path,
     where: Mapping[str, str] | None,
-    database: Database | None,
+    database: "Database | None",
 ) -> TableSpec:
     section_of = section(path, tree, name)
     must, may = KEYS[name]

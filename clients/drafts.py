@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from handbill.clients.database import PASSWORD_VARIABLE, Database, DatabaseTable
-from handbill.clients.descriptions import KEYS
+from handbill.clients.database import Database, DatabaseTable
+from handbill.clients.descriptions import KEYS, PASSWORD_VARIABLE
 from handbill.clients.guessing import (
     SURE,
     Guess,

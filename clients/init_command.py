@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handbill.clients.cli import AsJson, data_app
-from handbill.clients.database import PASSWORD_VARIABLE
-from handbill.clients.descriptions import SHOP_FILE, read_description
+from handbill.clients.descriptions import PASSWORD_VARIABLE, SHOP_FILE, read_description
 from handbill.errors import InputError
 
 

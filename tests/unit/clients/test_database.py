@@ -4,7 +4,8 @@ import sqlite3
 
 import pytest
 
-from handbill.clients.database import PASSWORD_VARIABLE, Database, DatabaseTable
+from handbill.clients.database import Database, DatabaseTable
+from handbill.clients.descriptions import PASSWORD_VARIABLE
 from handbill.clients.markets import find_shops
 from handbill.clients.shop import load_shop
 from handbill.errors import InputError

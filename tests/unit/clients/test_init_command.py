@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from handbill.cli import app
-from handbill.clients.database import PASSWORD_VARIABLE
+from handbill.clients.descriptions import PASSWORD_VARIABLE
 from handbill.clients.guessing import NAMES, name_score
 from handbill.clients.merchant import Merchant, Policy
 from handbill.clients.run import init_merchant, only_shop
