@@ -106,11 +106,6 @@ def month_of(time: str) -> str:
         return ""
 
 
-def is_price(text: str) -> bool:
-    """Whether a text is an amount, perhaps with a currency: neither negative nor NaN."""
-    return _PRICE.fullmatch(text) is not None
-
-
 def _clean(name: str, value: str, masked: Counter[str]) -> str:
     if name in {"user", "item"}:
         return value.strip()
@@ -136,7 +131,7 @@ def _too_long(name: str, value: str) -> str:
 def _field_problem(name: str, value: str) -> str:
     if name == "text" and (personal := find_personal(value)):
         return f"personal data ({personal[0].kind.replace('_', ' ')})"
-    if name == "price" and not is_price(value):
+    if name == "price" and not _PRICE.fullmatch(value):
         return "not a price (negative, not a number, or more than an amount and a currency)"
     if name == "kind" and value.lower() not in EVENT_KINDS:
         return f"not a kind of event; use {', '.join(dict.fromkeys(EVENT_KINDS.values()))}"

@@ -24,7 +24,7 @@ from handbill.errors import InputError
 ROWS_AT_ONCE: Final = 1024
 _SECRET_OPTIONS: Final = ("password", "passwd", "pwd", "sslpassword", "token")
 _DRIVERS: Final[dict[str, str]] = {
-    "postgresql": "pip install 'handbill[postgres]' and write postgresql+psycopg://",
+    "postgresql": "pip install 'handbill[postgres]'",
     "mysql": "pip install pymysql and write mysql+pymysql://",
     "mariadb": "pip install pymysql and write mariadb+pymysql://",
     "mssql": "pip install pyodbc and write mssql+pyodbc://",
@@ -70,6 +70,8 @@ class Database:
                 f"environment variable and name this in database.password_env, such as "
                 f'password_env = "{PASSWORD_VARIABLE}"'
             )
+        if url.drivername in {"postgres", "postgresql"}:  # the driver that comes with the extra
+            url = url.set(drivername="postgresql+psycopg")
         return cls(url, password_env, folder)
 
     @property

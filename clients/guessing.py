@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from handbill.clients.cleaning import EVENT_KINDS, MAX_ID_CHARS, is_price, month_of
+from handbill.clients.cleaning import EVENT_KINDS, MAX_ID_CHARS, month_of
 from handbill.clients.descriptions import KEYS, LANGUAGE
 from handbill.clients.tables import NESTED, Record
 from handbill.generator.segmentation import han_share
@@ -148,6 +148,10 @@ SURE: Final = 0.5  # below it a guess is written as a comment only
 _TOLD_BY_VALUES: Final = frozenset({"text", "kind"})
 _LONG: Final = 25  # characters that copy and descriptions mostly have, ids, names and kinds not
 _ID: Final = re.compile(r"[\w.:@#/+-]{1,64}")
+# Narrower than what a price column may hold: "Coat 4" is no amount of Coats.
+_AMOUNT: Final = re.compile(
+    r"(?:[^\w\s.,+-]|[A-Z]{3})?\s?\d+(?:[.,]\d+)*\s?(?:[^\w\s.,+-]|[A-Z]{3}|元|块)?"
+)
 _SPLIT: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^0-9a-zA-Z\u4e00-\u9fff]+")
 
 
@@ -226,7 +230,7 @@ def _column(name: str, cells: list[str], records: int) -> Column:
         chars=statistics.median(map(len, cells)),
         spaced=share(sum(_is_prose(cell) for cell in cells)),
         ids=share(sum(len(cell) <= MAX_ID_CHARS and bool(_ID.fullmatch(cell)) for cell in cells)),
-        prices=share(sum(map(is_price, cells))),
+        prices=share(sum(bool(_AMOUNT.fullmatch(cell)) for cell in cells)),
         times=share(sum(_is_dated(cell) for cell in cells)),
         kinds=share(sum(cell.lower() in EVENT_KINDS for cell in cells)),
         languages=share(sum(len(cell) <= 11 and bool(LANGUAGE.fullmatch(cell)) for cell in cells)),
