@@ -1,6 +1,7 @@
 """What ``shop.toml`` says: which table and which columns hold a shop's rows, products, shoppers.
 
-Which section a table is in also says how it is protected (:data:`PROTECTION`). The keys are listed in ``docs/data.md``; :data:`KEYS` is the same list for the machine.
+Which section a table is in also says how it is protected (:data:`PROTECTION`). The keys are listed in
+``docs/data.md``; :data:`KEYS` is the same list for the machine.
 """
 
 import re
