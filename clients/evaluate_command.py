@@ -1,6 +1,7 @@
 """``handbill evaluate``: measure written copy, have people rate it, choose among candidates."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -156,7 +157,6 @@ def rerank_file(
 
     The chosen copy is written with the fields it came with, ready for `handbill evaluate run`.
     """
-    from handbill.errors import InputError
     from handbill.generator.copies import copy_of, read_objects
     from handbill.generator.fidelity import vocabulary
     from handbill.generator.rerank import Weights, rerank
@@ -183,14 +183,49 @@ def rerank_file(
         if as_json:
             facts = {"id": copy.id, "ranked": [one.facts() for one in ranked]}
             typer.echo(json.dumps(facts, ensure_ascii=False))
+    _write(out, lines)
+    if not as_json:
+        typer.echo(f"wrote {out}: {len(lines)} pieces, {moved} of them not the first candidate")
+
+
+@evaluate_app.command("polish")
+def polish_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Copy, as JSON lines.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Where the mended copy goes, as JSON lines.")],
+    as_json: AsJson = False,
+) -> None:
+    """Mend grammar and marks of copy, in English and Chinese, never its facts.
+
+    What has a digit, or a word of the product, is left as it is.
+    """
+    from handbill.generator.copies import copy_of, read_objects
+    from handbill.generator.polish import polish
+
+    lines = []
+    changed = 0
+    for where, fields in read_objects(file):
+        copy = copy_of(fields, where)
+        text, changes = polish(copy)
+        changed += bool(changes)
+        lines.append(json.dumps({**fields, "text": text}, ensure_ascii=False) + "\n")
+        if as_json:
+            facts = {"id": copy.id, "changes": [asdict(change) for change in changes]}
+            typer.echo(json.dumps(facts, ensure_ascii=False))
+    _write(out, lines)
+    if not as_json:
+        typer.echo(f"wrote {out}: {len(lines)} pieces, {changed} of them changed")
+
+
+def _write(out: Path, lines: list[str]) -> None:
+    from handbill.errors import InputError
+
     try:
         unfinished = out.with_name(f".{out.name}.new")
         unfinished.write_text("".join(lines), encoding="utf-8")
         unfinished.replace(out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
-    if not as_json:
-        typer.echo(f"wrote {out}: {len(lines)} pieces, {moved} of them not the first candidate")
 
 
 def _named(given: str) -> tuple[str, Path]:

@@ -218,6 +218,10 @@ def test_the_commands_from_copy_to_agreement(tmp_path):
     many = write("many", lambda n: {"candidates": [f"A coat {n}.", f"A wool coat {n}."]})
     chosen = tmp_path / "ours.jsonl"
     assert "8 of them not the first" in run("rerank", many, "--out", chosen)
+    worse = write("worse", lambda n: {"text": f"A  coat of the the best , number {n}."})
+    assert "8 of them changed" in run("polish", worse, "--out", tmp_path / "better.jsonl")
+    first = (tmp_path / "better.jsonl").read_text().splitlines()[0]
+    assert json.loads(first)["text"] == "A coat of the best, number 0."
     base = write("base", lambda n: {"text": f"A coat {n}."})
     out = tmp_path / "evaluation"
     facts = json.loads(run("run", chosen, f"plain={base}", "--out", out, "--items", 4, "--json"))
