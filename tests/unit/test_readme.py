@@ -146,6 +146,18 @@ def test_the_table_of_sentiment_is_what_was_measured_and_ours_is_better():
                 assert ours > metrics[f"{row['system']}.{rate}.{data}"]
 
 
+def test_the_table_of_polish_is_what_was_measured():
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    found = result("polish")
+    assert found["command"] in page
+    for row in found["table"]:
+        error, share = row["error"].replace("_", " "), 100 * row["mended"] / row["texts"]
+        assert f"| {row['input']} | {error} | {row['texts']} | {share:.0f}% |" in page
+    for name, value in found["metrics"].items():
+        if name.startswith("untouched."):
+            assert f"{100 * value:.1f}% ({name.removeprefix('untouched.')})" in page
+
+
 def test_the_cost_table_of_the_docs_is_what_was_measured():
     path = ROOT / "benchmarks" / "results" / "dp_training.json"
     table = json.loads(path.read_text())["table"]
