@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -96,19 +95,3 @@ class RejectFile:
         """Give up what is not finished."""
         self._out.close()
         self._unfinished.unlink(missing_ok=True)
-
-
-def write_rejects(file: Path, rejects: Iterable[tuple[str, Reject]]) -> None:
-    """Write set-aside rows, see :class:`RejectFile`.
-
-    Args:
-        file: Where to; its folder is made when missing.
-        rejects: Pairs of shop id and reject.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    with RejectFile(file) as out:
-        for shop, reject in rejects:
-            out.add(shop, reject)
-        out.finish()

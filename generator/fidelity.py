@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from handbill.generator.claims.checker import check
+from handbill.generator.claims.checker import check, whole_words
 from handbill.generator.claims.folding import fold
 from handbill.generator.copies import Copy
 
@@ -73,16 +73,4 @@ def _plain(text: str) -> str:
 
 
 def _stands(value: str, text: str) -> bool:
-    """Whether a value is in a text, not as a part of a longer Latin word."""
-    start = text.find(value)
-    while start >= 0:
-        end = start + len(value)
-        if not (_joined(text, start) or _joined(text, end)):
-            return True
-        start = text.find(value, start + 1)
-    return False
-
-
-def _joined(text: str, at: int) -> bool:
-    pair = text[at - 1 : at + 1] if at else ""
-    return len(pair) == 2 and pair.isascii() and pair.isalnum()
+    return any(True for _ in whole_words(value, text))
