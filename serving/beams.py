@@ -34,7 +34,7 @@ class _Beam:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A text that has ended."""
+    """A text that has ended, without the token that ended it."""
 
     tokens: tuple[int, ...]
     score: float
@@ -84,7 +84,8 @@ class BeamSearch:
                 grown.append(_Beam(rules, tokens, score, beam.row))
             elif rank < self.width:  # the others are there to go on with only
                 value = score / len(tokens) ** self._how.length_penalty
-                self._found.append(_Found(tokens, value, reason))
+                text = beam.tokens if token in self._ends else tokens
+                self._found.append(_Found(text, value, reason))
         self._beams = grown[: self.width]
         self._found = sorted(self._found, key=lambda found: -found.score)[: self.width]
         if self._is_over():
@@ -145,19 +146,15 @@ class BeamSearch:
         """The best texts; the last again where a grammar allows fewer than are asked for."""
         self.copies = []
         wanted = [self._found[min(i, len(self._found) - 1)] for i in range(self._answers)]
-        deltas = []
-        for index, found in enumerate(wanted):
-            ended = found.tokens[-1] in self._ends
-            text = self._decode(found.tokens)
-            deltas.append(
-                Delta(
-                    text=text[: self._stop_at(found.tokens)],
-                    n_tokens=len(found.tokens) - ended,
-                    finish_reason=found.reason,
-                    index=index,
-                )
+        return [
+            Delta(
+                text=self._decode(found.tokens)[: self._stop_at(found.tokens)],
+                n_tokens=len(found.tokens),
+                finish_reason=found.reason,
+                index=index,
             )
-        return deltas
+            for index, found in enumerate(wanted)
+        ]
 
     def _stop_at(self, tokens: tuple[int, ...]) -> int | None:
         """Where the first stop string begins in a text."""
