@@ -144,10 +144,13 @@ async def _respond(
     caller = caller_of(request)
     route = gateway.route(caller, body.model, adapter=tracking.adapter if tracking else "")
     n = body.answers(gateway.config)
-    if len(prompts) * n > gateway.config.max_choices:
+    if len(prompts) * max(n, body.num_beams or 1) > gateway.config.max_choices:
         raise BadRequestError(f"prompt: at most {gateway.config.max_choices} answers at once")
     if not all(prompts):
         raise BadRequestError("prompt: is empty", param="prompt")
+    sampling = body.sampling(gateway.config, vocabulary=len(gateway.tokenizer))
+    if sampling.json_schema:
+        await run_in_threadpool(gateway.schemas.check, caller.tenant, sampling.json_schema)
     house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
 
     async def keep(text: str) -> int | None:
@@ -163,10 +166,11 @@ async def _respond(
         route=route,
         prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(n)),
         prompt_tokens=sum(map(len, prompts)),
-        sampling=body.sampling(gateway.config, vocabulary=len(gateway.tokenizer)),
+        sampling=sampling,
         check=partial(check, product=product, house=house),
         attempts=gateway.config.copy_attempts if product is not None else 0,
         keep=keep if review else None,
+        n=n,
     )
     answer = shape(
         id=f"hb-{uuid4().hex}",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from handbill.errors import HandbillError
-from handbill.serving.checking import Check, Keep, approved, marked
+from handbill.serving.checking import Check, Keep, approved, best_approved, marked
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import ModelNotFoundError, UnavailableError
 from handbill.serving.feedback.store import open_feedback
@@ -17,6 +17,7 @@ from handbill.serving.limits import Limits
 from handbill.serving.orm import utc_now
 from handbill.serving.registry import Registry, Route
 from handbill.serving.repository import Usage
+from handbill.serving.schemas import SchemaTrial
 from handbill.serving.sequences import Delta, Engine, Sampling, Sequence
 from handbill.serving.tenants import Caller, Tenants
 
@@ -33,6 +34,7 @@ class Job:
 
     Attributes:
         prompts: Token ids, one per answer.
+        n: Answers to each prompt that was given.
         prompt_tokens: Counted once per prompt that was given.
         check: Finds what is wrong with an answer.
         attempts: Candidates of each answer of which the first that passes is served; 0 serves any
@@ -50,6 +52,18 @@ class Job:
     check: Check
     attempts: int = 0
     keep: Keep | None = None
+    n: int = 1
+
+    @property
+    def searches(self) -> bool:
+        """Whether the answers to a prompt are found together."""
+        return self.sampling.num_beams > 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the engine's it takes."""
+        beams = len(self.prompts) // self.n * self.sampling.num_beams
+        return beams if self.searches else len(self.prompts)
 
 
 class Gateway:
@@ -73,6 +87,7 @@ class Gateway:
             burst=config.burst,
             concurrent=config.concurrent,
         )
+        self.schemas = SchemaTrial(tokenizer)
         self._engine = engine
         self._registry = registry
 
@@ -85,6 +100,7 @@ class Gateway:
         """Stop following the registry; write what usage is left."""
         self._registry.close()
         self.feedback.close()
+        self.schemas.close()
         self.tenants.close()
 
     def models(self, caller: Caller) -> list[str]:
@@ -119,11 +135,11 @@ class Gateway:
         However it ends, also when the reader goes away, the rows are given back and the
         request's usage is written.
         """
-        with self.limits.admit(job.caller.tenant, len(job.prompts)):
+        with self.limits.admit(job.caller.tenant, job.rows):
             started_at, started_s, written = utc_now(), time.monotonic(), 0
             outcome = "disconnect"
             try:
-                async with aclosing(_merge(self._streams(job))) as pieces:
+                async with aclosing(_merge(self._streams(job), each=job.n if job.searches else 1)) as pieces:
                     async for index, delta in pieces:
                         written += delta.n_tokens
                         yield index, delta
@@ -164,7 +180,22 @@ class Gateway:
         }
 
     def _streams(self, job: Job) -> list[AsyncGenerator[Delta, None]]:
+        if job.searches:
+            return [self._search(job, prompt) for prompt in job.prompts[:: job.n]]
         return [self._stream(job, index) for index in range(len(job.prompts))]
+
+    def _search(self, job: Job, prompt: tuple[int, ...]) -> AsyncGenerator[Delta, None]:
+        sequence = Sequence(
+            tenant=job.caller.tenant,
+            prompt=prompt,
+            adapter=job.route.adapter,
+            sampling=job.sampling,
+            answers=job.sampling.num_beams if job.attempts else job.n,
+        )
+        found = self._engine.submit(sequence)
+        if job.attempts:
+            return best_approved(found, job.check, answers=job.n, keep=job.keep)
+        return marked(found, job.check)
 
     def _stream(self, job: Job, index: int) -> AsyncGenerator[Delta, None]:
         def write(attempt: int) -> AsyncGenerator[Delta, None]:
@@ -195,16 +226,19 @@ def _names(caller: Caller, route: Route) -> list[str]:
 
 
 async def _merge(
-    streams: list[AsyncGenerator[Delta, None]],
+    streams: list[AsyncGenerator[Delta, None]], *, each: int
 ) -> AsyncGenerator[tuple[int, Delta], None]:
-    """Pieces of several streams as they come; closes all of them when it ends."""
+    """Pieces of several streams, of so many answers each, as they come.
+
+    Closes all of them when it ends.
+    """
     ready: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
 
     async def pump(index: int, stream: AsyncGenerator[Delta, None]) -> None:
         try:
             async with aclosing(stream):
                 async for delta in stream:
-                    ready.put_nowait((index, delta))
+                    ready.put_nowait((index * each + delta.index, delta))
             ready.put_nowait(None)
         except Exception as error:  # noqa: BLE001 - handed to the reader below
             ready.put_nowait(error)

@@ -1,10 +1,5 @@
-"""Answers that are JSON a schema takes: which tokens may come next.
+"""Answers that follow a schema: which tokens may come next."""
 
-The grammar is llguidance's. What it does not support is refused, never left out; what a schema
-may cost is bounded, when it is read and at every token, because all rows wait for the slowest.
-"""
-
-import json
 import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -14,26 +9,11 @@ import torch
 from torch import Tensor
 
 from handbill.serving.errors import SchemaError
+from handbill.serving.schemas import Vocabulary, match
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MAX_SCHEMA_CHARS: Final = 16_384
-_MAX_DEPTH: Final = 64
-# About 10 ms to read a schema, 4 ms for a token, 40 MB: ten times what schemas of people take.
-_LIMITS: Final = {
-    "max_items_in_row": 500,
-    "initial_lexer_fuel": 500_000,
-    "step_lexer_fuel": 50_000,
-    "step_max_items": 10_000,
-    "max_lexer_states": 20_000,
-    "max_grammar_size": 50_000,
-    "verbose_errors": False,
-}
-# As Python writes JSON, on one line: a model that may put in spaces may put in nothing else.
-_STYLE: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# Of llguidance, in a schema: could allow what the schema does not.
-_OPTIONS: Final = "x-guidance"
 _TOO_COMPLEX: Final = "response_format: the schema became too complex while the answer was written"
 
 
@@ -103,45 +83,10 @@ class Guides:
         Raises:
             SchemaError: It is too large, or not one that can be followed.
         """
-        from llguidance import LLMatcher, LLParserLimits
-
-        grammar = LLMatcher.grammar_from_json_schema(_read(schema), overrides=_STYLE)
         with self._lock:
             vocabulary = self._vocabulary
-        matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # finds what no text can satisfy
-        if matcher.is_error():
-            reason = " ".join(matcher.get_error().partition("<non-verbose")[0].split())[:200]
-            if reason.startswith("NoExtension"):
-                reason = "no text satisfies the schema"
-            raise SchemaError(f"response_format: {reason or 'the schema is too complex'}")
-        return Guide(matcher)
+        return Guide(match(vocabulary, schema))
 
     @cached_property
     def _vocabulary(self) -> "LLTokenizer":
-        from llguidance.hf import from_tokenizer
-
-        try:
-            return from_tokenizer(self._tokenizer, n_vocab=len(self._tokenizer))
-        except ValueError as error:
-            raise SchemaError("response_format: the base model's tokenizer cannot be guided") from error
-
-
-def _read(schema: str) -> dict[str, Any]:
-    if len(schema) > MAX_SCHEMA_CHARS:
-        raise SchemaError(f"response_format: the schema has {len(schema)} characters; at most {MAX_SCHEMA_CHARS}")
-    depth = deepest = 0
-    for character in schema:  # brackets in strings count too, which only refuses a strange schema
-        depth += (character in "{[") - (character in "}]")
-        deepest = max(deepest, depth)
-    if deepest > _MAX_DEPTH:
-        raise SchemaError(f"response_format: the schema is {deepest} levels deep; at most {_MAX_DEPTH}")
-    try:
-        read = json.loads(schema)
-    except ValueError as error:
-        raise SchemaError("response_format: the schema is not JSON") from error
-    if not isinstance(read, dict):
-        raise SchemaError("response_format: the schema is not a JSON object")
-    read.pop(_OPTIONS, None)
-    return read
+        return Vocabulary.of(self._tokenizer).read()

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoTokenizer
 
 from handbill.serving.errors import SchemaError
-from handbill.serving.guides import MAX_SCHEMA_CHARS, Guides
+from handbill.serving.guides import Guides
 from handbill.serving.sampling import Rules
+from handbill.serving.schemas import MAX_SCHEMA_CHARS, SchemaTrial
 from handbill.serving.sequences import Sampling
 
 TAG = {"enum": ["new", "sale", None, 3]}
@@ -194,3 +195,30 @@ def test_what_is_costly_is_refused_or_goes_on_in_bounds(guides, schema):
             rules.add(int(rules.apply(logits).argmax()))
     except SchemaError as error:
         assert "complex" in str(error) or "large" in str(error)
+
+
+@pytest.fixture(scope="module")
+def trial(base):
+    trial = SchemaTrial(AutoTokenizer.from_pretrained(base.path))
+    yield trial
+    trial.close()
+
+
+def test_a_schema_that_takes_minutes_to_read_is_refused_and_the_next_is_read(trial):
+    """Its own process pays, and another takes that one's place."""
+    trial.check("acme", json.dumps(SCHEMAS["product"]))
+    first = trial._process.pid
+    with pytest.raises(SchemaError, match="too complex"):
+        trial.check("acme", '{"type": "integer", "multipleOf": 999983}')
+    assert trial._process is None
+    trial.check("acme", json.dumps(SCHEMAS["either"]))
+    assert trial._process.pid != first
+
+
+def test_what_a_trial_refuses_it_refuses_again_in_the_same_words(trial):
+    said = []
+    for _ in range(2):
+        with pytest.raises(SchemaError, match="uniqueItems") as caught:
+            trial.check("acme", '{"type": "array", "uniqueItems": true}')
+        said.append(str(caught.value))
+    assert said[0] == said[1]
