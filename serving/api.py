@@ -164,20 +164,19 @@ async def _respond(
         request=request.state.request,
         endpoint=request.url.path,
         route=route,
-        prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(n)),
-        prompt_tokens=sum(map(len, prompts)),
+        prompts=tuple(map(tuple, prompts)),
+        n=n,
         sampling=sampling,
         check=partial(check, product=product, house=house),
         attempts=gateway.config.copy_attempts if product is not None else 0,
         keep=keep if review else None,
-        n=n,
     )
     answer = shape(
         id=f"hb-{uuid4().hex}",
         model=body.model,
         version=route.digest,
         fingerprint=route.fingerprint,
-        n=len(job.prompts),
+        n=job.answers,
         prompt_tokens=job.prompt_tokens,
     )
     pieces = gateway.run(job)

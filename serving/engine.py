@@ -29,7 +29,7 @@ from handbill.serving.prefixes import PrefixCache
 from handbill.serving.sequences import Delta, EngineStats, Sequence
 from handbill.serving.stacked import Changes
 from handbill.serving.waiting import FairQueue
-from handbill.serving.writing import Request, Row
+from handbill.serving.writing import Request, Row, requests_of
 
 log = logging.getLogger(__name__)
 
@@ -121,25 +121,27 @@ class TorchEngine:
         guide = None
         if sequence.sampling.json_schema:
             guide = await asyncio.to_thread(self._guides.start, sequence.sampling.json_schema)
-        request = Request.of(sequence, self._tokenizer, self._ends, guide)
-        with self._changed:
-            self._raise_if_down()
-            self._queue.push(sequence.tenant, request, rows=len(request.rows))
-            self._poke()
-        left = sequence.answers
+        requests = requests_of(sequence, self._tokenizer, self._ends, guide)
         try:
+            with self._changed:  # all at once, so that they share their prompt
+                self._raise_if_down()
+                for request in requests:
+                    self._queue.push(sequence.tenant, request, rows=len(request.rows))
+                self._poke()
+            left = sequence.answers
             while left:
-                item = await request.out.get()
+                item = await requests[0].out.get()
                 if isinstance(item, HandbillError):
                     raise item
                 left -= item.finish_reason is not None
                 yield item
         finally:
-            if not request.done:
-                with self._changed:
-                    request.left = True
-                    self._queue.remove(sequence.tenant, request)
-                    self._poke()
+            with self._changed:
+                for request in requests:
+                    if not request.done:
+                        request.left = True
+                        self._queue.remove(sequence.tenant, request)
+                self._poke()
 
     async def stats(self) -> EngineStats:
         """Counts; see :meth:`handbill.serving.sequences.Engine.stats`."""

@@ -1,11 +1,11 @@
 """From an authenticated request to answers: route, limits, engine, usage. No HTTP here."""
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from handbill.errors import HandbillError
@@ -19,6 +19,7 @@ from handbill.serving.registry import Registry, Route
 from handbill.serving.repository import Usage
 from handbill.serving.schemas import SchemaTrial
 from handbill.serving.sequences import Delta, Engine, Sampling, Sequence
+from handbill.serving.streams import Split, merge
 from handbill.serving.tenants import Caller, Tenants
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,8 @@ class Job:
     """One request, ready to run: its answers share a route.
 
     Attributes:
-        prompts: Token ids, one per answer.
-        n: Answers to each prompt that was given.
-        prompt_tokens: Counted once per prompt that was given.
+        prompts: Token ids of each.
+        n: Answers to each.
         check: Finds what is wrong with an answer.
         attempts: Candidates of each answer of which the first that passes is served; 0 serves any
             answer, with its findings.
@@ -47,7 +47,6 @@ class Job:
     endpoint: str
     route: Route
     prompts: tuple[tuple[int, ...], ...]
-    prompt_tokens: int
     sampling: Sampling
     check: Check
     attempts: int = 0
@@ -60,10 +59,19 @@ class Job:
         return self.sampling.num_beams > 1
 
     @property
+    def answers(self) -> int:
+        """All answers."""
+        return len(self.prompts) * self.n
+
+    @property
     def rows(self) -> int:
         """Rows of the engine's it takes."""
-        beams = len(self.prompts) // self.n * self.sampling.num_beams
-        return beams if self.searches else len(self.prompts)
+        return len(self.prompts) * self.sampling.num_beams if self.searches else self.answers
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts, each counted once however many answers there are to it."""
+        return sum(map(len, self.prompts))
 
 
 class Gateway:
@@ -139,7 +147,7 @@ class Gateway:
             started_at, started_s, written = utc_now(), time.monotonic(), 0
             outcome = "disconnect"
             try:
-                async with aclosing(_merge(self._streams(job), each=job.n if job.searches else 1)) as pieces:
+                async with aclosing(merge(self._streams(job), each=job.n)) as pieces:
                     async for index, delta in pieces:
                         written += delta.n_tokens
                         yield index, delta
@@ -180,39 +188,43 @@ class Gateway:
         }
 
     def _streams(self, job: Job) -> list[AsyncGenerator[Delta, None]]:
-        if job.searches:
-            return [self._search(job, prompt) for prompt in job.prompts[:: job.n]]
-        return [self._stream(job, index) for index in range(len(job.prompts))]
+        """A stream for every prompt, of all answers to it."""
+        return [self._answers(job, number) for number in range(len(job.prompts))]
 
-    def _search(self, job: Job, prompt: tuple[int, ...]) -> AsyncGenerator[Delta, None]:
-        sequence = Sequence(
+    def _answers(self, job: Job, number: int) -> AsyncGenerator[Delta, None]:
+        first = Sequence(
             tenant=job.caller.tenant,
-            prompt=prompt,
+            prompt=job.prompts[number],
             adapter=job.route.adapter,
-            sampling=job.sampling,
-            answers=job.sampling.num_beams if job.attempts else job.n,
+            sampling=job.sampling.for_answer(number * job.n),
+            answers=job.n,
         )
-        found = self._engine.submit(sequence)
-        if job.attempts:
+        if not job.attempts:
+            return marked(self._engine.submit(first), job.check)
+        if job.searches:
+            found = self._engine.submit(replace(first, answers=job.sampling.num_beams))
             return best_approved(found, job.check, answers=job.n, keep=job.keep)
-        return marked(found, job.check)
+        return self._approved(job, first)
 
-    def _stream(self, job: Job, index: int) -> AsyncGenerator[Delta, None]:
-        def write(attempt: int) -> AsyncGenerator[Delta, None]:
-            sampling = job.sampling.for_answer(index + attempt * len(job.prompts))
-            if attempt and not sampling.temperature:  # the likeliest text would be the same again
+    async def _approved(self, job: Job, first: Sequence) -> AsyncGenerator[Delta, None]:
+        """All answers to a prompt; for one that is blocked another is written, by itself."""
+        candidates = Split(self._engine.submit(first), job.n)
+
+        def write(index: int, attempt: int) -> AsyncGenerator[Delta, None]:
+            if not attempt:
+                return candidates.of(index)
+            sampling = first.sampling.for_answer(index + attempt * job.answers)
+            if not sampling.temperature:  # the likeliest text would be the same again
                 sampling = replace(sampling, temperature=_RETRY_TEMPERATURE)
-            sequence = Sequence(
-                tenant=job.caller.tenant,
-                prompt=job.prompts[index],
-                adapter=job.route.adapter,
-                sampling=sampling,
-            )
-            return self._engine.submit(sequence)
+            return self._engine.submit(replace(first, sampling=sampling, answers=1))
 
-        if job.attempts:
-            return approved(write, job.check, attempts=job.attempts, keep=job.keep)
-        return marked(write(0), job.check)
+        streams = [
+            approved(partial(write, index), job.check, attempts=job.attempts, keep=job.keep)
+            for index in range(job.n)
+        ]
+        async with aclosing(merge(streams)) as pieces:
+            async for index, delta in pieces:
+                yield replace(delta, index=index)
 
 
 def _names(caller: Caller, route: Route) -> list[str]:
@@ -223,37 +235,3 @@ def _names(caller: Caller, route: Route) -> list[str]:
         f"{caller.tenant}@{route.version}",
         route.digest,
     ]
-
-
-async def _merge(
-    streams: list[AsyncGenerator[Delta, None]], *, each: int
-) -> AsyncGenerator[tuple[int, Delta], None]:
-    """Pieces of several streams, of so many answers each, as they come.
-
-    Closes all of them when it ends.
-    """
-    ready: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
-
-    async def pump(index: int, stream: AsyncGenerator[Delta, None]) -> None:
-        try:
-            async with aclosing(stream):
-                async for delta in stream:
-                    ready.put_nowait((index * each + delta.index, delta))
-            ready.put_nowait(None)
-        except Exception as error:  # noqa: BLE001 - handed to the reader below
-            ready.put_nowait(error)
-
-    pumps = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
-    try:
-        running = len(pumps)
-        while running:
-            item = await ready.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for task in pumps:
-            task.cancel()

@@ -96,13 +96,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequence:
-    """One answer to write, or the best few of one search.
+    """One prompt, and the answers to write to it.
 
     Attributes:
         tenant: Whose turn it takes in the queue.
         prompt: Token ids.
         adapter: Digest of the artifact to write with; empty for the base model.
-        answers: How many texts of a search are wanted, the best first.
+        answers: How many. Drawn, answer *i* is what ``sampling.for_answer(i)`` alone would write;
+            of a search, they are the best it finds, the best first.
     """
 
     tenant: str
@@ -114,8 +115,10 @@ class Sequence:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise InputError("prompt: is empty")
-        if not 1 <= self.answers <= self.sampling.num_beams:
-            raise InputError(f"answers={self.answers} not in [1, num_beams]")
+        if self.answers < 1 or 1 < self.sampling.num_beams < self.answers:
+            raise InputError(
+                f"answers={self.answers}: at least 1, and of a search at most num_beams"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +161,7 @@ class Engine(Protocol):
     """Writes many sequences at once."""
 
     def submit(self, sequence: Sequence) -> AsyncGenerator[Delta, None]:
-        """Stream an answer; those of a search come whole. Closing the stream gives its rows back.
+        """Stream the answers; those of a search come whole. Closing the stream frees its rows.
 
         Raises:
             BusyError: The queue is full.

@@ -46,28 +46,39 @@ class Writer(Protocol):
 
 
 class OneText:
-    """A text that is written token by token, in one row."""
+    """A text that is written token by token, in one row.
+
+    Args:
+        sequence: What is asked.
+        index: Which of its answers this is.
+        tokenizer: The model's.
+        ends: The tokens that end an answer.
+        guide: Where its grammar begins.
+    """
 
     def __init__(
         self,
         sequence: Sequence,
+        index: int,
         tokenizer: Any,
         ends: Collection[int],
         guide: Guide | None = None,
     ) -> None:
+        how = sequence.sampling.for_answer(index)
         self.width = 1
         self.last = [0]
         self.copies: list[tuple[int, int]] = []
-        self._chooser = Chooser(sequence.sampling, sequence.prompt, ends, guide)
-        self._text = TextStream(tokenizer, sequence.sampling.stop)
+        self._index = index
+        self._chooser = Chooser(how, sequence.prompt, ends, guide)
+        self._text = TextStream(tokenizer, how.stop)
         self._ends = ends
-        self._left = sequence.sampling.max_tokens
+        self._left = how.max_tokens
 
     def advance(self, logits: list[Tensor]) -> list[Delta]:
         """Choose a token; see :meth:`Writer.advance`."""
         token = self._chooser.choose(logits[0])
         if token in self._ends:
-            return [Delta(text=self._text.finish(), n_tokens=0, finish_reason="stop")]
+            return [self._piece(self._text.finish(), 0, "stop")]
         self.last = [token]
         self._left -= 1
         text = self._text.push(token)
@@ -77,7 +88,10 @@ class OneText:
             text += self._text.finish()
         if self._text.stopped:
             reason = "stop"
-        return [Delta(text=text, n_tokens=1, finish_reason=reason)]
+        return [self._piece(text, 1, reason)]
+
+    def _piece(self, text: str, n_tokens: int, reason: FinishReason | None) -> Delta:
+        return Delta(text=text, n_tokens=n_tokens, finish_reason=reason, index=self._index)
 
 
 @dataclass(eq=False, slots=True)
@@ -101,10 +115,10 @@ class Row:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One sequence on its way: waiting, running or done.
+    """One answer, or one search, on its way: waiting, running or done.
 
     Attributes:
-        out: What its reader gets next.
+        out: What its reader gets next; the answers of a sequence share it.
         rows: As many as its writer takes.
         done: Everything is delivered.
         left: The reader closed the stream.
@@ -113,32 +127,36 @@ class Request:
     sequence: Sequence
     writer: Writer
     loop: asyncio.AbstractEventLoop
-    out: asyncio.Queue[Delta | HandbillError] = field(default_factory=asyncio.Queue)
+    out: asyncio.Queue[Delta | HandbillError]
     rows: list[Row] = field(default_factory=list)
     held: Held = BASE
     done: bool = False
     left: bool = False
-    _ended: int = 0
 
-    @classmethod
-    def of(
-        cls, sequence: Sequence, tokenizer: Any, ends: Collection[int], guide: Guide | None
-    ) -> "Request":
-        """A request of the running loop's."""
-        kind = BeamSearch if sequence.sampling.num_beams > 1 else OneText
-        writer: Writer = kind(sequence, tokenizer, ends, guide)
-        request = cls(sequence, writer, asyncio.get_running_loop())
-        request.rows = [Row(request, index) for index in range(writer.width)]
-        return request
+    def __post_init__(self) -> None:
+        self.rows = [Row(self, index) for index in range(self.writer.width)]
 
     def deliver(self, item: Delta | HandbillError) -> None:
         """Hand a piece to the reader, from the engine's thread."""
-        if isinstance(item, HandbillError):
-            self.done = True
-        else:
-            self._ended += item.finish_reason is not None
-            self.done = self._ended == self.sequence.answers
+        # The answers of a search come all at once.
+        self.done = isinstance(item, HandbillError) or item.finish_reason is not None
         try:
             self.loop.call_soon_threadsafe(self.out.put_nowait, item)
         except RuntimeError:  # the reader's loop is closed
             self.done = True
+
+
+def requests_of(
+    sequence: Sequence, tokenizer: Any, ends: Collection[int], guide: Guide | None
+) -> list[Request]:
+    """What a sequence asks of the engine, for a reader on the running loop."""
+    loop, out = asyncio.get_running_loop(), asyncio.Queue[Delta | HandbillError]()
+    writers: list[Writer]
+    if sequence.sampling.num_beams > 1:
+        writers = [BeamSearch(sequence, tokenizer, ends, guide)]
+    else:
+        writers = [
+            OneText(sequence, index, tokenizer, ends, guide and guide.fork())
+            for index in range(sequence.answers)
+        ]
+    return [Request(sequence, writer, loop, out) for writer in writers]
