@@ -83,9 +83,8 @@ class BeamSearch:
             if reason is None:
                 grown.append(_Beam(rules, tokens, score, beam.row))
             elif rank < self.width:  # the others are there to go on with only
-                value = score / len(tokens) ** self._how.length_penalty
                 text = beam.tokens if token in self._ends else tokens
-                self._found.append(_Found(text, value, reason))
+                self._found.append(_Found(text, self._scored(score, len(tokens)), reason))
         self._beams = grown[: self.width]
         self._found = sorted(self._found, key=lambda found: -found.score)[: self.width]
         if self._is_over():
@@ -112,6 +111,9 @@ class BeamSearch:
             return "stop"
         return "length" if len(tokens) == self._how.max_tokens else None
 
+    def _scored(self, log_probability: float, length: int) -> float:
+        return log_probability / math.pow(length, self._how.length_penalty)
+
     def _is_over(self) -> bool:
         """Whether no beam is left, or none can be better than what is found."""
         if not self._beams:
@@ -123,7 +125,7 @@ class BeamSearch:
         length = len(self._beams[0].tokens)
         if self._how.early_stopping == "never" and self._how.length_penalty > 0:
             length = self._how.max_tokens
-        best = self._beams[0].score / length**self._how.length_penalty
+        best = self._scored(self._beams[0].score, length)
         return best <= self._found[-1].score
 
     def _place(self) -> None:

@@ -74,7 +74,7 @@ async def best_approved(
         answers: How many are wanted.
         keep: Takes blocked texts to the review queue.
     """
-    passed, blocked = [], []
+    passed, blocked = list[Delta](), list[Delta]()
     async with aclosing(stream):
         async for delta in stream:
             text = delta.text.strip()

@@ -1,7 +1,6 @@
 """Beam search: what transformers finds, whoever shares the batch."""
 
 import asyncio
-
 from dataclasses import replace
 
 import numpy as np
@@ -147,7 +146,9 @@ def test_a_search_that_is_left_gives_all_its_rows_back(make_engine, sequence):
     async def main():
         engine = make_engine(max_batch=4, context_tokens=1000)
         search = asyncio.create_task(anext(engine.submit(sequence(0, num_beams=4, max_tokens=900))))
-        while (await engine.stats()).running < 4:
+        for _ in range(500):
+            if (await engine.stats()).running == 4:
+                break
             await asyncio.sleep(0.01)
         waiting = [asyncio.create_task(anext(engine.submit(sequence(i)))) for i in range(4)]
         await asyncio.sleep(0.05)

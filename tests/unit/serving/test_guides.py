@@ -44,7 +44,7 @@ SCHEMAS = {
         "additionalProperties": False,
     },
     "any object": {"type": "object"},
-    "constant": {"const": {"a": [1, 2], "b": "Ä\n\"日"}},
+    "constant": {"const": {"a": [1, 2], "b": 'Ä\n"日'}},
     "count": {"type": "array", "items": {"type": "null"}, "minItems": 3, "maxItems": 3},
 }
 ENDLESS = {"either", "any object"}  # a text of them may go on for ever
@@ -189,12 +189,14 @@ def test_a_schema_cannot_loosen_itself(guides):
 def test_what_is_costly_is_refused_or_goes_on_in_bounds(guides, schema):
     """Neither the schema nor a token of it takes long, and an error is the row's own."""
     logits = torch.randn(259, generator=torch.Generator().manual_seed(1))
+    said = ""
     try:
         rules = Rules(Sampling(), (1,), ends={2}, guide=guides.start(json.dumps(schema)))
         for _ in range(50):
             rules.add(int(rules.apply(logits).argmax()))
     except SchemaError as error:
-        assert "complex" in str(error) or "large" in str(error)
+        said = str(error)
+    assert not said or "too complex" in said or "too big" in said
 
 
 @pytest.fixture(scope="module")
