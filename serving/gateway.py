@@ -222,7 +222,7 @@ class Gateway:
             approved(partial(write, index), job.check, attempts=job.attempts, keep=job.keep)
             for index in range(job.n)
         ]
-        async with aclosing(merge(streams)) as pieces:
+        async with aclosing(candidates), aclosing(merge(streams)) as pieces:
             async for index, delta in pieces:
                 yield replace(delta, index=index)
 

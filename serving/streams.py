@@ -46,8 +46,6 @@ async def merge(
 class Split:
     """A stream of several answers as a stream for each of them, to be read side by side.
 
-    The source is closed when the last of them is.
-
     Args:
         source: The answers' pieces by their index.
         answers: How many.
@@ -58,27 +56,27 @@ class Split:
         self._ready: list[asyncio.Queue[Delta | Exception]] = [
             asyncio.Queue() for _ in range(answers)
         ]
-        self._open = answers
         self._pump: asyncio.Task[None] | None = None
 
     async def of(self, index: int) -> AsyncGenerator[Delta, None]:
         """The pieces of one answer, as those of a sequence of one answer. Once for each."""
         if self._pump is None:
             self._pump = asyncio.create_task(self._run())
-        try:
-            while True:
-                item = await self._ready[index].get()
-                if isinstance(item, Exception):
-                    raise item
-                yield replace(item, index=0)
-                if item.finish_reason is not None:
-                    return
-        finally:
-            self._open -= 1
-            if not self._open:
-                self._pump.cancel()
-                with suppress(asyncio.CancelledError):
-                    await self._pump
+        while True:
+            item = await self._ready[index].get()
+            if isinstance(item, Exception):
+                raise item
+            yield replace(item, index=0)
+            if item.finish_reason is not None:
+                return
+
+    async def aclose(self) -> None:
+        """Close the source, whatever of it is read."""
+        if self._pump is not None:
+            self._pump.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._pump
+        await self._source.aclose()
 
     async def _run(self) -> None:
         ended: Exception = UnavailableError("The engine was lost; try again.")

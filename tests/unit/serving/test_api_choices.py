@@ -81,11 +81,10 @@ def test_the_prompt_is_run_once_and_counted_once(service, monkeypatch):
 
 
 def test_all_rows_of_a_request_are_given_back_when_its_reader_leaves(service):
-    async def main(how):
+    async def main(path, how):
         async with service.client() as client:
-            asked = asyncio.create_task(
-                client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 700} | how)
-            )
+            body = SEARCHED[path] | {"max_tokens": 700} | how
+            asked = asyncio.create_task(client.post(path, json=body))
             for rows in (4, 0):
                 for _ in range(500):
                     if (await service.engine.stats()).running == rows:
@@ -96,9 +95,10 @@ def test_all_rows_of_a_request_are_given_back_when_its_reader_leaves(service):
                 asked.cancel()
         return True
 
-    assert asyncio.run(main({"n": 4}))
-    assert asyncio.run(main({"num_beams": 4}))
-    assert [row.outcome for row in service.usage()] == ["disconnect", "disconnect"]
+    for path in ("/v1/chat/completions", "/v1/copy"):
+        for how in ({"n": 4}, {"num_beams": 4}):
+            assert asyncio.run(main(path, how))
+    assert [row.outcome for row in service.usage()] == ["disconnect"] * 4
 
 
 @pytest.mark.parametrize("path", SEARCHED)

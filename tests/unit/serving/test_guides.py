@@ -176,13 +176,32 @@ def test_a_schema_cannot_loosen_itself(guides):
         guides.start(json.dumps(loose))
 
 
+SLOW = {"anyOf": [{"type": "string", "pattern": f"^(.*{i}.*){{3}}$"} for i in range(200)]}
+
+
+def test_a_schema_that_becomes_too_complex_ends_its_own_request_only(make_engine, sequence, write):
+    wanted = [sequence(i, temperature=1.0) for i in range(3)]
+
+    async def main():
+        engine = make_engine()
+        slow = answer(engine, sequence(9, json_schema=json.dumps(SLOW), max_tokens=30))
+        slow_searched = answer(engine, sequence(9, json_schema=json.dumps(SLOW), num_beams=2))
+        others = [answer(engine, each) for each in wanted]
+        return await asyncio.gather(slow, slow_searched, *others, return_exceptions=True)
+
+    first, second, *others = asyncio.run(main())
+    assert isinstance(first, SchemaError)
+    assert isinstance(second, SchemaError)
+    assert [text for text, _ in others] == write(make_engine(), wanted, together=False)
+
+
 @pytest.mark.parametrize(
     "schema",
     [
         {"type": "string", "pattern": "^((a|b)*c(a|b){1,60}){1,60}$"},
         {"type": "array", "items": {"type": "array", "maxItems": 10**9}, "minItems": 10**9},
         {"type": "string", "minLength": 10**7},
-        {"anyOf": [{"type": "string", "pattern": f"^(.*{i}.*){{3}}$"} for i in range(200)]},
+        SLOW,
         {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(400)}},
     ],
 )
