@@ -149,8 +149,6 @@ async def _respond(
     if not all(prompts):
         raise BadRequestError("prompt: is empty", param="prompt")
     sampling = body.sampling(gateway.config, vocabulary=len(gateway.tokenizer))
-    if sampling.json_schema:
-        await run_in_threadpool(gateway.schemas.check, caller.tenant, sampling.json_schema)
     house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
 
     async def keep(text: str) -> int | None:

@@ -141,7 +141,7 @@ class TorchEngine:
                     if not request.done:
                         request.left = True
                         self._queue.remove(sequence.tenant, request)
-                self._poke()
+                        self._poke()
 
     async def stats(self) -> EngineStats:
         """Counts; see :meth:`handbill.serving.sequences.Engine.stats`."""

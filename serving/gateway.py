@@ -147,6 +147,8 @@ class Gateway:
             started_at, started_s, written = utc_now(), time.monotonic(), 0
             outcome = "disconnect"
             try:
+                if job.sampling.json_schema:
+                    await self.schemas.check(job.caller.tenant, job.sampling.json_schema)
                 async with aclosing(merge(self._streams(job), each=job.n)) as pieces:
                     async for index, delta in pieces:
                         written += delta.n_tokens

@@ -22,6 +22,8 @@ from handbill.serving.sequences import Sampling
 
 Weights = np.ndarray[tuple[int], np.dtype[np.float32]]
 
+# Below, a division would run over, and the likeliest token is drawn anyway.
+_COLD: Final = 1e-6
 # What a token must have to be looked at, tried in this order.
 _LEAST: Final = (1e-3, 1e-5, 0.0)
 
@@ -121,7 +123,7 @@ class Chooser:
         """The next token from one row's logits, shape (vocabulary,), float32, on the CPU."""
         how = self._how
         logits_V = self.rules.apply(logits_V)
-        if how.temperature == 0.0:
+        if how.temperature < _COLD:
             token = int(logits_V.numpy().argmax())  # ten times as fast as torch's
         else:
             logits_V = logits_V / how.temperature

@@ -6,14 +6,15 @@ hundreds of patterns on one text). So the gateway has a process of its own read 
 with a limit on its time and memory; what ends it is refused, and never reaches an engine.
 """
 
+import asyncio
 import contextlib
 import json
+import os
 import resource
 import subprocess
 import sys
-import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from copy import copy
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
@@ -130,7 +131,7 @@ def _read(schema: str) -> dict[str, Any]:
 
 
 class SchemaTrial:
-    """Tries schemas in a process of its own. Usable from any thread.
+    """Tries schemas in a process of its own, one at a time. Used on one event loop.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
@@ -139,11 +140,13 @@ class SchemaTrial:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+        self._free = asyncio.Lock()
+        # One of a tenant waits for the process, so that the next tenant's is the next.
+        self._turns: dict[str, asyncio.Lock] = {}
         # A tenant's own: by the time another's schema takes, nobody learns that it was here.
         self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
 
-    def check(self, tenant: str, schema: str) -> None:
+    async def check(self, tenant: str, schema: str) -> None:
         """Refuse what an engine could not follow, or only at a cost.
 
         Raises:
@@ -151,10 +154,11 @@ class SchemaTrial:
             UnavailableError: The process does not start.
         """
         _read(schema)
-        with self._lock:
+        async with self._turns.setdefault(tenant, asyncio.Lock()):
             reason = self._known.pop((tenant, schema), None)
             if reason is None:
-                reason = self._tried(schema)
+                async with self._free:
+                    reason = await _whole(asyncio.to_thread(self._tried, schema))
             self._known[tenant, schema] = reason
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
@@ -163,8 +167,7 @@ class SchemaTrial:
 
     def close(self) -> None:
         """End the process."""
-        with self._lock:
-            self._end()
+        self._end()
 
     def _tried(self, schema: str) -> str:
         """Why a schema is refused; empty when it is not."""
@@ -198,10 +201,19 @@ class SchemaTrial:
         return str(json.loads(line))
 
     def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+async def _whole(work: Coroutine[Any, Any, str]) -> str:
+    """Wait for a thread's work, to its end also when nobody wants it any more."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        await asyncio.wait([task])
 
 
 def _serve(asked: IO[bytes], answer: Callable[[str], None]) -> None:
@@ -212,6 +224,7 @@ def _serve(asked: IO[bytes], answer: Callable[[str], None]) -> None:
         answer(str(error))
         return
     answer("")
+    os.nice(10)  # the engine is more urgent
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + _MEMORY_BYTES, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
