@@ -128,7 +128,7 @@ class Request:
     writer: Writer
     loop: asyncio.AbstractEventLoop
     out: asyncio.Queue[Delta | HandbillError]
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Row] = field(init=False)
     held: Held = BASE
     done: bool = False
     left: bool = False
