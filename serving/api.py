@@ -144,10 +144,11 @@ async def _respond(
     caller = caller_of(request)
     route = gateway.route(caller, body.model, adapter=tracking.adapter if tracking else "")
     n = body.answers(gateway.config)
-    if len(prompts) * n > gateway.config.max_choices:
+    if len(prompts) * max(n, body.num_beams or 1) > gateway.config.max_choices:
         raise BadRequestError(f"prompt: at most {gateway.config.max_choices} answers at once")
     if not all(prompts):
         raise BadRequestError("prompt: is empty", param="prompt")
+    sampling = body.sampling(gateway.config, vocabulary=len(gateway.tokenizer))
     house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
 
     async def keep(text: str) -> int | None:
@@ -161,9 +162,9 @@ async def _respond(
         request=request.state.request,
         endpoint=request.url.path,
         route=route,
-        prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(n)),
-        prompt_tokens=sum(map(len, prompts)),
-        sampling=body.sampling(gateway.config, vocabulary=len(gateway.tokenizer)),
+        prompts=tuple(map(tuple, prompts)),
+        n=n,
+        sampling=sampling,
         check=partial(check, product=product, house=house),
         attempts=gateway.config.copy_attempts if product is not None else 0,
         keep=keep if review else None,
@@ -173,7 +174,7 @@ async def _respond(
         model=body.model,
         version=route.digest,
         fingerprint=route.fingerprint,
-        n=len(job.prompts),
+        n=job.answers,
         prompt_tokens=job.prompt_tokens,
     )
     pieces = gateway.run(job)
