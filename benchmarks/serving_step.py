@@ -23,7 +23,7 @@ from handbill.generator.base_models import load_base, resolve_base
 from handbill.serving.bank import AdapterBank
 from handbill.serving.cache import PromptCache, SlotCache
 from handbill.serving.llama import Llama, Span
-from handbill.serving.sampling import Chooser, choose_all
+from handbill.serving.sampling import Chooser
 from handbill.serving.sequences import Sampling
 from handbill.simulations.results import write_result
 
@@ -209,15 +209,22 @@ def _pair(adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
     return a, b.T * adapter.scaling
 
 
+def choose(choosers: list[Chooser], logits_BV: Tensor) -> list[int]:
+    return [
+        chooser.choose(logits_V)
+        for chooser, logits_V in zip(choosers, logits_BV.float(), strict=True)
+    ]
+
+
 def run(way: Before | After, prompts: Tensor, *, adapters: bool, steps: int) -> dict[str, Any]:
     """Milliseconds of a step and of its products, and the tokens that were chosen."""
     rows = len(prompts)
     choosers = [Chooser(Sampling(), (1,)) for _ in range(rows)]
-    tokens = [choose_all(choosers, way.start(prompts, adapters=adapters))]
-    tokens.append(choose_all(choosers, way.step(torch.tensor(tokens[-1]))))  # warm
+    tokens = [choose(choosers, way.start(prompts, adapters=adapters))]
+    tokens.append(choose(choosers, way.step(torch.tensor(tokens[-1]))))  # warm
     begun = time.perf_counter()
     for _ in range(steps):
-        tokens.append(choose_all(choosers, way.step(torch.tensor(tokens[-1]))))
+        tokens.append(choose(choosers, way.step(torch.tensor(tokens[-1]))))
     step_s = (time.perf_counter() - begun) / steps
     products = way.products(rows)
     products()

@@ -1,16 +1,18 @@
 """Says what of a shop's data can be trained on, and what stands in the way."""
 
-import re
-import statistics
-from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from handbill.clients.shop import ShopData
+from handbill.clients.descriptions import ShopSource
+from handbill.clients.reading import ShopReader
+from handbill.clients.rejects import Reject
+from handbill.clients.spool import Spool
+from handbill.clients.tally import ShopReport, Tally
 from handbill.federation.messages import Recipe
 
 # Below this many shoppers the noise that hides one of them hides what they have in common too.
@@ -19,83 +21,38 @@ DEFAULT_ROW_CAP: Final = Recipe().rows_per_user
 MAX_REJECTED_SHARE: Final = 0.05
 MAX_REPEATED_SHARE: Final = 0.2
 MAX_ONE_USER_SHARE: Final = 0.5
-
-_NUMBERED: Final = re.compile(r"(line |column |:)\d+")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShopReport:
-    """Counts over one shop's data; holds nothing of its content.
-
-    Attributes:
-        rows_read: Records of the rows table that are this shop's.
-        rejected: Reason to number of rows set aside, all tables together.
-        rows_per_user_median: Of usable rows, as are all counts of users, items and text.
-        row_cap: Rows of one shopper that training uses at most.
-        users_over_cap: Shoppers with more rows than that.
-        rows_within_cap: Usable rows that are left under the cap.
-        text_chars_median: Length of the copy in characters.
-        described: Products with a description, which a warm-up may train on without noise.
-        events: Kind of event to number.
-    """
-
-    shop: str
-    name: str
-    language: str
-    scenario: str
-    rows_read: int
-    rows_usable: int
-    rows_rejected: int
-    rejected: dict[str, int]
-    users: int
-    items: int
-    rows_per_user_median: float
-    rows_per_user_max: int
-    row_cap: int
-    users_over_cap: int
-    rows_within_cap: int
-    text_chars_median: float
-    text_chars_max: int
-    described: int
-    events: dict[str, int]
-    warnings: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain values, for ``--json``."""
-        return asdict(self)
+MAX_OTHER_SCRIPT_SHARE: Final = 0.1
 
 
-def check_shop(shop: ShopData, *, row_cap: int = DEFAULT_ROW_CAP) -> ShopReport:
-    """Count what is usable.
+def check_shop(
+    source: ShopSource,
+    *,
+    row_cap: int = DEFAULT_ROW_CAP,
+    set_aside: Callable[[Reject], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ShopReport:
+    """Count what of a shop is usable, in one pass and memory that does not grow with its tables.
 
     Args:
-        shop: Loaded with ``allow_empty=True``, so that a shop without rows can be reported on.
+        source: What :func:`handbill.clients.markets.find_shops` found.
         row_cap: Rows of one shopper that training will use at most.
+        set_aside: Called with each record that is set aside.
+        progress: Called now and then with how many outcomes there were so far.
+
+    Raises:
+        InputError: A table cannot be read.
     """
-    per_user = [len(rows) for rows in shop.by_user.values()] or [0]
-    lengths = [len(row.text) for row in shop.rows] or [0]
-    return ShopReport(
-        shop=shop.info.id,
-        name=shop.info.name,
-        language=shop.info.language,
-        scenario=shop.info.scenario,
-        rows_read=shop.n_read,
-        rows_usable=len(shop.rows),
-        rows_rejected=shop.n_read - len(shop.rows),
-        rejected=_reasons(shop),
-        users=len(shop.by_user),
-        items=len({row.item for row in shop.rows}),
-        rows_per_user_median=float(statistics.median(per_user)),
-        rows_per_user_max=max(per_user),
-        row_cap=row_cap,
-        users_over_cap=sum(n > row_cap for n in per_user),
-        rows_within_cap=sum(min(n, row_cap) for n in per_user),
-        text_chars_median=float(statistics.median(lengths)),
-        text_chars_max=max(lengths),
-        described=len(shop.catalogue),
-        events=dict(shop.events),
-        warnings=tuple(_warnings(shop)),
-    )
+    with Spool() as spool:
+        reader = ShopReader(source, spool)
+        tally = Tally(source.info, spool)
+        for number, outcome in enumerate(reader.outcomes()):
+            tally.add(outcome)
+            if set_aside and outcome.reject:
+                set_aside(outcome.reject)
+            if progress and number % 1000 == 0:
+                progress(number)
+        report = tally.report(row_cap=row_cap, rows_read=reader.read["rows"], masked=reader.masked)
+    return replace(report, warnings=warnings_of(report))
 
 
 def as_table(report: ShopReport) -> RenderableType:
@@ -115,11 +72,18 @@ def as_table(report: ShopReport) -> RenderableType:
             f"{report.rows_within_cap:,} rows; {report.users_over_cap:,} shoppers have more"
         ),
         "length of copy": (
-            f"median {report.text_chars_median:g}, most {report.text_chars_max} characters"
+            f"median {report.text_chars_median:g}, most {report.text_chars_max} characters; "
+            f"median {report.words_median:g} words"
         ),
     }
+    if report.masked:
+        rows["masked in other text"] = ", ".join(
+            f"{kind.replace('_', ' ')} {count:,}" for kind, count in report.masked.items()
+        )
     if report.described:
         rows["catalogue"] = f"{report.described:,} descriptions; no shopper may be in them"
+    if report.published:
+        rows["published"] = f"{report.published:,} pieces of copy; no shopper may be in them"
     if report.events:
         rows["events (counted only)"] = ", ".join(
             f"{kind} {count:,}" for kind, count in report.events.items()
@@ -133,20 +97,12 @@ def as_table(report: ShopReport) -> RenderableType:
     )
 
 
-def _reasons(shop: ShopData) -> dict[str, int]:
-    """Reasons by frequency, without the line numbers that would make every reason its own."""
-    counts = Counter(
-        ": ".join((reject.file.name, _NUMBERED.sub(r"\1…", reject.reason)))
-        for reject in shop.rejects
-    )
-    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def _warnings(shop: ShopData) -> list[str]:
-    if not shop.rows:
-        return ["no usable row: nothing can be trained or checked"]
+def warnings_of(report: ShopReport) -> tuple[str, ...]:
+    """What would spoil private training, or is likely a mistake of the description."""
+    rows, users = report.rows_usable, report.users
+    if not rows:
+        return ("no usable row: nothing can be trained or checked",)
     warnings = []
-    users, rows = len(shop.by_user), len(shop.rows)
     if users == 1:
         warnings.append(
             "a single shopper: a column that is the same on every row may be mapped as user"
@@ -156,19 +112,25 @@ def _warnings(shop: ShopData) -> list[str]:
             f"too few shoppers for private training: {users}, at least about {MIN_USERS} "
             f"recommended"
         )
-    most = max(len(of_one) for of_one in shop.by_user.values())
+    most = report.rows_per_user_max
     if users > 1 and most > MAX_ONE_USER_SHARE * rows:
         warnings.append(
             f"one shopper has {most / rows:.0%} of the rows and counts as one shopper: is it a test "
             f"account, or everybody without an account?"
         )
-    if shop.n_read - rows > MAX_REJECTED_SHARE * shop.n_read:
-        warnings.append(f"{shop.n_read - rows} of {shop.n_read} rows were set aside")
-    repeated = rows - len({row.text for row in shop.rows})
-    if repeated > MAX_REPEATED_SHARE * rows:
-        warnings.append(f"{repeated} of {rows} rows repeat copy that another row has already")
-    if not any(row.request.shopper for row in shop.rows):
+    if report.rows_rejected > MAX_REJECTED_SHARE * report.rows_read:
+        warnings.append(f"{report.rows_rejected} of {report.rows_read} rows were set aside")
+    if report.repeated_text > MAX_REPEATED_SHARE * rows:
+        warnings.append(
+            f"{report.repeated_text} of {rows} rows repeat copy that another row has already"
+        )
+    if not report.coverage["shopper"]:
         warnings.append(
             "no shopper's interests: copy cannot become personal; map rows.shopper or [shoppers]"
         )
-    return warnings
+    if report.other_script > MAX_OTHER_SCRIPT_SHARE * rows:
+        warnings.append(
+            f"{report.other_script} of {rows} rows are not written in the language they are marked "
+            f"as; set shop.language, or map rows.language"
+        )
+    return tuple(warnings)

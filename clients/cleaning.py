@@ -5,10 +5,12 @@ A reason names the column, never what stands in it: it may be printed and logged
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, date, datetime
 from typing import Final
 
+from handbill.clients.descriptions import LANGUAGE
 from handbill.clients.tables import Record, text_problem
 from handbill.generator.claims.personal import find_personal, mask_personal
 
@@ -28,7 +30,20 @@ EVENT_KINDS: Final[dict[str, str]] = {
     "order": "purchase",
 }
 
-_EXACT: Final = frozenset({"price", "kind", "time"})
+_EXACT: Final = frozenset({"price", "kind", "time", "language"})
+_LANGUAGES: Final = {
+    "english": "en",
+    "chinese": "zh",
+    "中文": "zh",
+    "汉语": "zh",
+    "简体中文": "zh-Hans",
+    "繁體中文": "zh-Hant",
+    "英文": "en",
+    "英语": "en",
+}
+_DATE: Final = re.compile(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})(?!\d)")
+_SECONDS: Final = re.compile(r"[0-9]{1,14}(\.[0-9]+)?")
+_MILLISECONDS_FROM: Final = 1e11  # as seconds it would be the year 5138
 
 # An amount with at most a short currency name or sign on one side: 12.50, £12.50, 12,50 EUR.
 # No sign and no exponent fits, so negative, NaN and infinite prices do not.
@@ -36,7 +51,11 @@ _PRICE: Final = re.compile(r"[^\d\s.,+-]{0,4}\s?\d+(?:[.,]\d+)*\s?[^\d\s.,+-]{0,
 
 
 def clean_cells(
-    record: Record, columns: Mapping[str, str], *, must: tuple[str, ...]
+    record: Record,
+    columns: Mapping[str, str],
+    *,
+    must: tuple[str, ...],
+    masked: Counter[str] | None = None,
 ) -> tuple[dict[str, str], str]:
     """The mapped cells of a record, cleaned, and why they cannot be used ("" when they can).
 
@@ -48,31 +67,58 @@ def clean_cells(
         record: One record of a table.
         columns: Field to column name.
         must: Fields that may not be empty.
+        masked: Counts what was masked, by kind.
     """
     if record.problem:
         return {}, record.problem
     cells: dict[str, str] = {}
+    found: Counter[str] = Counter()
     for name, column in columns.items():
         value = record.values.get(column, "")
         problem = text_problem(value) or _too_long(name, value)
-        cells[name] = _clean(name, value)
+        cells[name] = _clean(name, value, found)
         if not problem and not cells[name]:
             problem = "empty" if name in must else ""
         elif not problem:
             problem = _field_problem(name, cells[name])
         if problem:
             return {}, f"{column}: {problem}"
+    if masked is not None:
+        masked.update(found)
     return cells, ""
 
 
-def _clean(name: str, value: str) -> str:
+def month_of(time: str) -> str:
+    """The month of a time, such as 2025-03, in UTC where it is a number; "" when it is no time.
+
+    Read are ISO 8601, dates such as 2025/3/1 and 2025年3月1日 with anything after them, and seconds
+    or milliseconds since 1970.
+    """
+    try:
+        if _SECONDS.fullmatch(time):
+            seconds = float(time)
+            seconds /= 1000 if seconds >= _MILLISECONDS_FROM else 1
+            return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m}"
+        if found := _DATE.match(time):
+            return f"{date(*map(int, found.groups())):%Y-%m}"
+        return f"{datetime.fromisoformat(time):%Y-%m}"
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def _clean(name: str, value: str, masked: Counter[str]) -> str:
     if name in {"user", "item"}:
         return value.strip()
     value = unicodedata.normalize("NFC", value)
     if name == "text":
         return value.replace("\r\n", "\n").replace("\r", "\n").strip()
     value = " ".join(value.split())
-    return value if name in _EXACT else mask_personal(value)
+    if name == "language":
+        return _LANGUAGES.get(value.lower(), value.replace("_", "-"))
+    if name in _EXACT or not (found := find_personal(value)):
+        return value
+    masked.update(personal.kind for personal in found)
+    return mask_personal(value, found)
 
 
 def _too_long(name: str, value: str) -> str:
@@ -89,16 +135,8 @@ def _field_problem(name: str, value: str) -> str:
         return "not a price (negative, not a number, or more than an amount and a currency)"
     if name == "kind" and value.lower() not in EVENT_KINDS:
         return f"not a kind of event; use {', '.join(dict.fromkeys(EVENT_KINDS.values()))}"
-    if name == "time" and not _is_time(value):
+    if name == "time" and not month_of(value):
         return "not a time; use ISO 8601 or seconds since 1970"
+    if name == "language" and not LANGUAGE.fullmatch(value):
+        return "not a language tag such as en or zh"
     return ""
-
-
-def _is_time(value: str) -> bool:
-    if re.fullmatch(r"[0-9]{1,15}(\.[0-9]+)?", value):
-        return True
-    try:
-        datetime.fromisoformat(value)
-    except ValueError:
-        return False
-    return True

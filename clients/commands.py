@@ -29,7 +29,9 @@ _EMPTY = {
 
 @client_cli.command()
 def init(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="The shop's folder.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="The shop's folder, or its shop.toml.")
+    ],
     *,
     kit: Annotated[
         Path | None, typer.Option(help="Folder the operator gave you; a link fetches it.")

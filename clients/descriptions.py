@@ -1,6 +1,7 @@
-"""What ``shop.toml`` says: which file and which columns hold a shop's rows, products, shoppers.
+"""What ``shop.toml`` says: which table and which columns hold a shop's rows, products, shoppers.
 
-The keys are listed in ``docs/data.md``; :data:`KEYS` is the same list for the machine.
+Which section a table is in also says how it is protected (:data:`PROTECTION`). The keys are listed in
+``docs/data.md``; :data:`KEYS` is the same list for the machine.
 """
 
 import re
@@ -8,18 +9,22 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from handbill.clients.tables import columns_of
+from handbill.clients.sources import FileTable, Table
+from handbill.clients.tables import ENCODINGS, UTF8
 from handbill.errors import InputError
 from handbill.generator.prompts import SCENARIOS
+
+if TYPE_CHECKING:
+    from handbill.clients.database import Database  # SQLAlchemy loads where there is one
 
 SHOP_FILE: Final = "shop.toml"
 SHOP_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
 LANGUAGE: Final = re.compile(r"[a-zA-Z]{2,3}(-[a-zA-Z0-9]{2,8})*")
 
 PRODUCT_FIELDS: Final = ("title", "description", "category", "brand", "price")
-ROW_FIELDS: Final = (*PRODUCT_FIELDS, "shopper", "tone")
+ROW_FIELDS: Final = (*PRODUCT_FIELDS, "shopper", "tone", "language", "time")
 
 # Section -> (columns that must be named, columns that may be named).
 KEYS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
@@ -27,7 +32,22 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "products": (("item",), PRODUCT_FIELDS),
     "shoppers": (("user", "shopper"), ()),
     "events": (("user", "item", "kind"), ("time",)),
+    "published": (("text",), ("item", *PRODUCT_FIELDS, "tone", "language")),
 }
+# Section -> what stands in it: ``shopper`` is learnt from with noise and per shopper only,
+# ``catalogue``, in which there is no shopper, by a warm-up without noise.
+PROTECTION: Final[dict[str, str]] = {
+    "rows": "shopper",
+    "shoppers": "shopper",
+    "events": "shopper",
+    "products": "catalogue",
+    "published": "catalogue",
+}
+# A table is one of the first three; ``encoding`` is a file's.
+PLACE_KEYS: Final = ("file", "table", "query", "encoding")
+DATABASE_KEYS: Final = ("url", "password_env")
+PASSWORD_VARIABLE: Final = "HANDBILL_DATABASE_PASSWORD"  # noqa: S105 - a name, no password
+FILTERED: Final = frozenset({"rows", "products", "published"})
 SHOP_KEYS: Final = ("id", "name", "language", "scenario")
 
 
@@ -61,12 +81,12 @@ class TableSpec:
     """One table of a shop.
 
     Attributes:
-        file: The table, resolved against the folder of its description.
+        table: A file, resolved against the folder of the description, or a database's table.
         columns: Our field name to the table's column name.
         where: Only records whose columns hold these values belong to the shop.
     """
 
-    file: Path
+    table: Table
     columns: Mapping[str, str]
     where: Mapping[str, str] = field(default_factory=dict)
 
@@ -82,6 +102,7 @@ class ShopSource:
     products: TableSpec | None = None
     shoppers: TableSpec | None = None
     events: TableSpec | None = None
+    published: TableSpec | None = None
 
 
 def read_description(path: Path) -> ShopSource:
@@ -91,7 +112,7 @@ def read_description(path: Path) -> ShopSource:
         InputError: naming the file and the key that is wrong.
     """
     tree = read_toml(path)
-    refuse_unknown(path, "", tree, ("shop", *KEYS))
+    refuse_unknown(path, "", tree, ("shop", *KEYS, "database"))
     info = shop_info(path, section(path, tree, "shop"))
     return make_source(path, tree, info=info, folder=path.parent)
 
@@ -114,25 +135,85 @@ def make_source(
         where: Filter added to that of ``[rows]``, and of every other table that has its column;
             a market file gives each shop its own.
     """
-    rows = _table(path, tree, "rows", folder=folder, where=where)
-    products, shoppers, events = (
-        _table(path, tree, name, folder=folder, where=where) if name in tree else None
-        for name in ("products", "shoppers", "events")
-    )
-    if "title" not in rows.columns and (products is None or "title" not in products.columns):
+    database = read_database(path, tree, folder)
+    specs = {
+        name: _spec(path, tree, name, folder=folder, where=where, database=database)
+        for name in KEYS
+        if name in tree or name == "rows"
+    }
+    titled = [name for name in ("rows", "products") if name in specs]
+    if not any("title" in specs[name].columns for name in titled):
         raise InputError(
             f"{path}: no title: name the column that holds the product's name as "
             f"rows.title or products.title"
         )
-    return ShopSource(
-        info=info,
-        described_in=path,
-        folder=folder,
-        rows=rows,
-        products=products,
-        shoppers=shoppers,
-        events=events,
-    )
+    published = specs.get("published")
+    if published and "title" not in published.columns:
+        products = specs.get("products")
+        if "item" not in published.columns or not products or "title" not in products.columns:
+            raise InputError(
+                f"{path}: published.title is missing, and there is no published.item that leads to "
+                f"products.title"
+            )
+    return ShopSource(info=info, described_in=path, folder=folder, **specs)
+
+
+def read_database(path: Path, tree: Mapping[str, Any], folder: Path) -> "Database | None":
+    """The ``[database]`` of a description; None where there is none.
+
+    Raises:
+        InputError: Naming the key that is wrong.
+    """
+    if "database" not in tree:
+        return None
+    from handbill.clients.database import Database
+
+    table = section(path, tree, "database")
+    refuse_unknown(path, "database.", table, DATABASE_KEYS)
+    given = {key: text_of(path, f"database.{key}", value) for key, value in table.items()}
+    if "url" not in given:
+        raise InputError(f"{path}: database.url is missing")
+    try:
+        return Database.of(given["url"], password_env=given.get("password_env", ""), folder=folder)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def read_place(
+    path: Path,
+    name: str,
+    table: Mapping[str, Any],
+    *,
+    folder: Path,
+    database: "Database | None",
+) -> Table:
+    """The table that a section names by ``file``, ``table`` or ``query``.
+
+    Raises:
+        InputError: None or several of them, or one that needs a ``[database]``.
+    """
+    given = [key for key in ("file", "table", "query") if key in table]
+    if not given:
+        raise InputError(f"{path}: {name}.file is missing (or {name}.table of a database)")
+    if len(given) > 1:
+        raise InputError(f"{path}: {name}: give one of {', '.join(given)}")
+    value = text_of(path, f"{name}.{given[0]}", table[given[0]])
+    if given == ["file"]:
+        encoding = text_of(path, f"{name}.encoding", table.get("encoding", UTF8)).lower()
+        if encoding not in ENCODINGS:
+            raise InputError(
+                f"{path}: {name}.encoding: {encoding!r} is not one of {', '.join(ENCODINGS)}"
+            )
+        return FileTable(folder / value, encoding)
+    if "encoding" in table:
+        raise InputError(f"{path}: {name}.encoding is for files")
+    if database is None:
+        raise InputError(f"{path}: {name}.{given[0]} needs a [database] with its url")
+    from handbill.clients.database import DatabaseTable
+
+    if given == ["table"]:
+        return DatabaseTable(database, table=value)
+    return DatabaseTable(database, query=value, section=name)
 
 
 def shop_info(path: Path, table: Mapping[str, Any]) -> ShopInfo:
@@ -185,37 +266,40 @@ def text_of(path: Path, key: str, value: Any) -> str:
     return value.strip()
 
 
-def _table(
+def _spec(
     path: Path,
     tree: Mapping[str, Any],
     name: str,
     *,
     folder: Path,
-    where: Mapping[str, str] | None = None,
+    where: Mapping[str, str] | None,
+    database: "Database | None",
 ) -> TableSpec:
-    table = section(path, tree, name)
+    section_of = section(path, tree, name)
     must, may = KEYS[name]
-    filters = ("where",) if name in {"rows", "products"} else ()
-    refuse_unknown(path, f"{name}.", table, ("file", *filters, *must, *may))
-    for key in ("file", *must):
-        if key not in table:
+    filters = ("where",) if name in FILTERED else ()
+    refuse_unknown(path, f"{name}.", section_of, ("file", *filters, *must, *may, *PLACE_KEYS[1:]))
+    table = read_place(path, name, section_of, folder=folder, database=database)
+    for key in must:
+        if key not in section_of:
             raise InputError(f"{path}: {name}.{key} is missing")
-    file = folder / text_of(path, f"{name}.file", table["file"])
     columns = {
-        key: text_of(path, f"{name}.{key}", table[key]) for key in (*must, *may) if key in table
+        key: text_of(path, f"{name}.{key}", section_of[key])
+        for key in (*must, *may)
+        if key in section_of
     }
     wanted = {f"{name}.{key}": column for key, column in columns.items()}
-    there = columns_of(file)
+    there = table.columns()
     shared = {c: value for c, value in (where or {}).items() if name == "rows" or c in there}
-    kept = _filters(path, f"{name}.where", table.get("where", {})) | shared
+    kept = _filters(path, f"{name}.where", section_of.get("where", {})) | shared
     wanted |= {f"{name}.where": column for column in kept}
     for key, column in wanted.items():
         if column not in there:
             raise InputError(
-                f"{path}: {key}: {file.name} has no column {column!r}; "
+                f"{path}: {key}: {table.name} has no column {column!r}; "
                 f"it has {', '.join(there) or 'none'}"
             )
-    return TableSpec(file=file, columns=columns, where=kept)
+    return TableSpec(table=table, columns=columns, where=kept)
 
 
 def _filters(path: Path, key: str, table: Any) -> dict[str, str]:

@@ -15,14 +15,16 @@ from handbill.clients.descriptions import (
     SHOP_FILE,
     ShopSource,
     make_source,
+    read_database,
     read_description,
+    read_place,
     read_toml,
     refuse_unknown,
     section,
     shop_info,
     text_of,
 )
-from handbill.clients.tables import columns_of, read_table
+from handbill.clients.sources import Table
 from handbill.errors import InputError
 
 MARKET_FILE: Final = "market.toml"
@@ -80,27 +82,29 @@ def _described(path: Path, folder: Path) -> list[ShopSource]:
     tree = read_toml(path)
     if "split_by" in tree:
         return _split(path, tree, folder)
-    refuse_unknown(path, "", tree, ("shop", *KEYS))
+    refuse_unknown(path, "", tree, ("shop", *KEYS, "database"))
     return [
         make_source(path, tree, info=shop_info(path, section(path, tree, "shop")), folder=folder)
     ]
 
 
 def _split(path: Path, tree: Mapping[str, Any], folder: Path) -> list[ShopSource]:
-    refuse_unknown(path, "", tree, ("split_by", "shop", "shops", *KEYS))
+    refuse_unknown(path, "", tree, ("split_by", "shop", "shops", *KEYS, "database"))
     column = text_of(path, "split_by", tree["split_by"])
     shared, named = (
         section(path, tree, name) if name in tree else {} for name in ("shop", "shops")
     )
     refuse_unknown(path, "shop.", shared, ("language", "scenario"))
-    file = folder / text_of(path, "rows.file", section(path, tree, "rows").get("file"))
-    values = _values(path, file, column)
-    for value, table in named.items():
-        if not isinstance(table, dict):
+    database = read_database(path, tree, folder)
+    rows = section(path, tree, "rows")
+    table = read_place(path, "rows", rows, folder=folder, database=database)
+    values = _values(path, table, column)
+    for value, own in named.items():
+        if not isinstance(own, dict):
             raise InputError(f"{path}: [shops.{value}] must be a table")
-        refuse_unknown(path, f"shops.{value}.", table, ("id", "name"))
+        refuse_unknown(path, f"shops.{value}.", own, ("id", "name"))
         if value not in values:
-            raise InputError(f"{path}: [shops.{value}]: no row of {file.name} has it as {column}")
+            raise InputError(f"{path}: [shops.{value}]: no row of {table.name} has it as {column}")
     shops = []
     for value in values:
         given = {"id": slug(value), "name": value, **shared, **named.get(value, {})}
@@ -112,23 +116,23 @@ def _split(path: Path, tree: Mapping[str, Any], folder: Path) -> list[ShopSource
     return shops
 
 
-def _values(path: Path, file: Path, column: str) -> list[str]:
+def _values(path: Path, table: Table, column: str) -> list[str]:
     """The different values of one column, sorted."""
-    there = columns_of(file)
+    there = table.columns()
     if column not in there:
         raise InputError(
-            f"{path}: split_by: {file.name} has no column {column!r}; "
+            f"{path}: split_by: {table.name} has no column {column!r}; "
             f"it has {', '.join(there) or 'none'}"
         )
     found: set[str] = set()
-    for record in read_table(file):
+    for record in table.records():
         found.add(record.values.get(column, "").strip())
         if len(found) > MAX_SHOPS:
             raise InputError(
-                f"{path}: split_by: column {column!r} of {file.name} has more than {MAX_SHOPS} "
+                f"{path}: split_by: column {column!r} of {table.name} has more than {MAX_SHOPS} "
                 f"different values; it does not look like the name of a shop"
             )
     found.discard("")
     if not found:
-        raise InputError(f"{path}: split_by: column {column!r} of {file.name} is empty throughout")
+        raise InputError(f"{path}: split_by: column {column!r} of {table.name} is empty throughout")
     return sorted(found)

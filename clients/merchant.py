@@ -32,7 +32,7 @@ class Merchant:
 
     Attributes:
         id: The merchant's, and its shop's, id.
-        data: Folder of the shop's data, or of the market that holds it.
+        data: Folder of the shop's data or of the market that holds it, or a description.
         server: Address of the SuperLink, ``host:port``.
         base: Name of the base model on this machine.
         dtype: What the frozen base computes in: ``float32``, or ``bfloat16``, half the size,

@@ -15,11 +15,12 @@ from typing import Final
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from handbill.clients.checks import check_shop
 from handbill.clients.client_app import COLD_VARIABLE, HOME_VARIABLE
 from handbill.clients.markets import find_shops
 from handbill.clients.merchant import CA_FILE, NODE_KEY, SERVER_KEY, SIGNING_KEY, Merchant, Policy
 from handbill.clients.metrics import client_figures, trainer_answers
-from handbill.clients.shop import load_shop
+from handbill.clients.shop import no_usable_row
 from handbill.errors import InputError, MissingError
 from handbill.federation.flower import flower_environment
 from handbill.federation.invitation import invitation_key, prove
@@ -62,7 +63,7 @@ def init_merchant(
 
     Args:
         home: Made if it is not there; what is there is kept.
-        data: The shop's folder, or the market's that holds it.
+        data: The shop's folder, its description, or the market's that holds it.
         shop: Id of the shop in ``data``.
         kit: What the operator gave: ``ca.crt``, ``server.pub``, ``kit.json``.
         describe: A description that lies outside ``data``.
@@ -80,14 +81,17 @@ def init_merchant(
     sources = {source.info.id: source for source in find_shops(data, describe=describe)}
     if shop not in sources:
         raise InputError(f"{data}: holds {', '.join(sources)}, not {shop!r}")
-    loaded = load_shop(sources[shop])
+    report = check_shop(sources[shop])
+    if not report.rows_usable:
+        set_aside = sum(report.rejected.values())
+        raise no_usable_row(sources[shop], read=report.rows_read, set_aside=set_aside)
     about = _read_kit(kit)
     for name, target in (("ca.crt", CA_FILE), ("server.pub", SERVER_KEY)):
         (home / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(kit / name, home / target)
     merchant = Merchant(
         id=shop,
-        name=loaded.info.name,
+        name=report.name,
         data=str(data.absolute()),
         describe=str(describe.absolute()) if describe else "",
         server=about["server"],
@@ -100,7 +104,7 @@ def init_merchant(
     merchant.save(home)
     if not (home / "policy.toml").is_file():
         policy = Policy.for_users(
-            len(loaded.by_user),
+            report.users,
             epsilon_limit=epsilon,
             epsilon_per_run=epsilon,
             secure_aggregation=secure_aggregation,

@@ -1,30 +1,30 @@
 """A merchant's folder becomes the rows its shoppers are trained on.
 
-Every record of every table ends in exactly one place: a usable row, or a reject with its file,
-line and reason. Nothing here prints or logs what a row holds.
+What becomes of each record is decided in :mod:`handbill.clients.reading`; here the usable rows are
+kept in memory, to train on. Nothing here prints or logs what a row holds.
 """
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from handbill.clients.cleaning import EVENT_KINDS, clean_cells
 from handbill.clients.descriptions import (
+    PROTECTION,
     SHOP_FILE,
     ShopInfo,
     ShopSource,
-    TableSpec,
     read_description,
 )
+from handbill.clients.reading import ShopReader
 from handbill.clients.rejects import Reject
-from handbill.clients.tables import Record, read_table
+from handbill.clients.spool import Spool
 from handbill.errors import InputError
-from handbill.generator.prompts import CopyRequest, Example
+from handbill.generator.prompts import Example
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,11 @@ class ShopData:
     Attributes:
         rows: In file order.
         by_user: Shopper to that shopper's rows; the privacy unit is the shopper.
-        catalogue: Product descriptions, as copy to learn from: no shopper is in them.
+        catalogue: Product descriptions and published copy to learn from: no shopper is in them.
         rejects: Rows of any table that were set aside.
         n_read: Records of the rows table that are this shop's: usable ones and rejects.
         events: Kind of event to how many; counted, and used for nothing else yet.
+        masked: Kind of personal data to how often it was masked in text that is kept.
     """
 
     info: ShopInfo
@@ -50,6 +51,7 @@ class ShopData:
     rejects: tuple[Reject, ...] = field(default=(), repr=False)
     n_read: int = 0
     events: dict[str, int] = field(default_factory=dict, repr=False)
+    masked: dict[str, int] = field(default_factory=dict, repr=False)
     by_user: dict[str, tuple[Example, ...]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -75,18 +77,23 @@ def load_shop(where: Path | ShopSource, *, allow_empty: bool = False) -> ShopDat
         InputError: the description or a table cannot be used, or no row is usable.
     """
     source = where if isinstance(where, ShopSource) else read_description(_shop_file(where))
-    shop = _Loading(source).run()
+    shop = _collected(source)
     log.info(
         "shop_loaded",
         extra={"shop": shop.info.id, "n_rows": len(shop.rows), "n_rejects": len(shop.rejects)},
     )
     if not shop.rows and not allow_empty:
-        raise InputError(
-            f"{source.described_in}: shop {shop.info.id} has no usable row "
-            f"({shop.n_read} read, {len(shop.rejects)} set aside); "
-            f"'handbill data check' names each with its reason"
-        )
+        raise no_usable_row(source, read=shop.n_read, set_aside=len(shop.rejects))
     return shop
+
+
+def no_usable_row(source: ShopSource, *, read: int, set_aside: int) -> InputError:
+    """The error of a shop that nothing can be learnt from."""
+    return InputError(
+        f"{source.described_in}: shop {source.info.id} has no usable row "
+        f"({read} read, {set_aside} set aside); "
+        f"'handbill data check' names each with its reason"
+    )
 
 
 def split_users(
@@ -129,170 +136,28 @@ def _shop_file(where: Path) -> Path:
     return where / SHOP_FILE if where.is_dir() else where
 
 
-@dataclass(frozen=True)
-class _Joined:
-    """A side table read whole: its key to its fields, and on which line a bad key was."""
-
-    file: str
-    column: str
-    fields: dict[str, dict[str, str]]
-    bad_lines: dict[str, int]
-
-    def problem(self, key: str, column: str) -> str:
-        """Why a row that points at ``key`` cannot be joined; "" when it can."""
-        if key in self.fields:
-            return ""
-        if key in self.bad_lines:
-            return f"{column}: points at {self.file}:{self.bad_lines[key]}, which was set aside"
-        return f"{column}: not in {self.file}"
-
-
-class _Loading:
-    """One pass over a shop's tables, side tables first."""
-
-    def __init__(self, source: ShopSource) -> None:
-        self.source = source
-        self.rejects: list[Reject] = []
-        self.n_read = 0
-        self.products = self._side_table("products", source.products, "item")
-        self.shoppers = self._side_table("shoppers", source.shoppers, "user")
-
-    def run(self) -> ShopData:
-        rows = tuple(self._rows())
-        return ShopData(
-            info=self.source.info,
-            rows=rows,
-            catalogue=tuple(self._catalogue()),
-            n_read=self.n_read,
-            events=self._events(),
-            rejects=tuple(self.rejects),
-        )
-
-    def _set_aside(self, table: str, spec: TableSpec, record: Record, reason: str) -> None:
-        self.rejects.append(
-            Reject(table=table, file=spec.file, line=record.line, reason=reason, raw=record.raw)
-        )
-
-    def _side_table(self, table: str, spec: TableSpec | None, key_field: str) -> _Joined | None:
-        if spec is None:
-            return None
-        column = spec.columns[key_field]
-        joined = _Joined(file=spec.file.name, column=column, fields={}, bad_lines={})
-        lines: dict[str, int] = {}
-        for record in read_table(spec.file):
-            mine, problem = _belongs(record, spec)
-            if not mine:
-                continue
-            cells: dict[str, str] = {}
-            if not problem:
-                cells, problem = clean_cells(record, spec.columns, must=(key_field,))
-            key = cells.pop(key_field) if cells else record.values.get(column, "").strip()
-            if not problem and key in lines:
-                problem = f"{column}: the same as on line {lines[key]}; the first one stands"
-                self._set_aside(table, spec, record, problem)
-            elif problem:
-                joined.bad_lines.setdefault(key, record.line)
-                self._set_aside(table, spec, record, problem)
-            else:
-                lines[key] = record.line
-                joined.fields[key] = cells
-        return joined
-
-    def _rows(self) -> Iterator[Example]:
-        spec = self.source.rows
-        seen: dict[Example, int] = {}
-        for record in read_table(spec.file):
-            mine, problem = _belongs(record, spec)
-            if not mine:
-                continue
-            self.n_read += 1
-            cells: dict[str, str] = {}
-            if not problem:
-                cells, problem = clean_cells(record, spec.columns, must=("user", "item", "text"))
-            problem = problem or self._join(cells, spec)
-            if problem:
-                self._set_aside("rows", spec, record, problem)
-                continue
-            example = self._example(cells)
-            if example in seen:
-                self._set_aside("rows", spec, record, f"the same row as line {seen[example]}")
-                continue
-            seen[example] = record.line
-            yield example
-
-    def _join(self, cells: dict[str, str], spec: TableSpec) -> str:
-        """Fill in what the side tables know; a row's own cells come first."""
-        for joined, key in ((self.products, "item"), (self.shoppers, "user")):
-            if joined is None:
-                continue
-            problem = joined.problem(cells[key], spec.columns[key])
-            if problem:
-                return problem
-            for name, value in joined.fields[cells[key]].items():
-                cells[name] = cells.get(name) or value
-        return "" if cells.get("title") else "empty title: neither the row nor its product has one"
-
-    def _example(self, cells: dict[str, str]) -> Example:
-        user, item, text = (cells.pop(name) for name in ("user", "item", "text"))
-        request = CopyRequest(
-            **cells, language=self.source.info.language, scenario=self.source.info.scenario
-        )
-        return Example(user=user, item=item, request=request, text=text)
-
-    def _catalogue(self) -> Iterator[Example]:
-        """Every product of the shop that has a name and a description, whoever bought it.
-
-        Where shops share a table of products, only its own column can tell whose a product is:
-        which of them shoppers' rows point at is private.
-        """
-        spec = self.source.products
-        if spec is None or self.products is None or (self.source.rows.where and not spec.where):
-            return
-        for item, fields in self.products.fields.items():
-            text = fields.get("description", "")
-            if text and fields.get("title"):
-                known = {name: value for name, value in fields.items() if name != "description"}
-                request = CopyRequest(
-                    **known, language=self.source.info.language, scenario="product_description"
-                )
-                yield Example(user="", item=item, request=request, text=text)
-
-    def _events(self) -> dict[str, int]:
-        spec = self.source.events
-        if spec is None:
-            return {}
-        counts: Counter[str] = Counter()
-        for record in read_table(spec.file):
-            mine, problem = _belongs(record, spec)
-            if not mine:
-                continue
-            cells: dict[str, str] = {}
-            if not problem:
-                cells, problem = clean_cells(record, spec.columns, must=("user", "item", "kind"))
-            for joined, key in ((self.products, "item"), (self.shoppers, "user")):
-                if joined is not None and not problem:
-                    problem = joined.problem(cells[key], spec.columns[key])
-            if problem:
-                self._set_aside("events", spec, record, problem)
-            else:
-                counts[EVENT_KINDS[cells["kind"].lower()]] += 1
-        return dict(sorted(counts.items()))
-
-
-def _belongs(record: Record, spec: TableSpec) -> tuple[bool, str]:
-    """Whether a record is this shop's, and why that cannot be told if it cannot.
-
-    A row nobody can place is set aside by every shop that shares the table: better named more
-    than once than lost.
-    """
-    if not spec.where:
-        return True, record.problem
-    if record.problem:
-        return True, f"{record.problem}; whose row of the shared table it is cannot be told"
-    for column, wanted in spec.where.items():
-        value = record.values.get(column, "").strip()
-        if not value:
-            return True, f"{column}: empty, so whose row of the shared table it is cannot be told"
-        if value != wanted:
-            return False, ""
-    return True, ""
+def _collected(source: ShopSource) -> ShopData:
+    rows: list[Example] = []
+    catalogue: list[Example] = []
+    rejects: list[Reject] = []
+    events: Counter[str] = Counter()
+    with Spool() as spool:
+        reader = ShopReader(source, spool)
+        for outcome in reader.outcomes():
+            if outcome.reject:
+                rejects.append(outcome.reject)
+            elif outcome.example and PROTECTION[outcome.table] == "catalogue":
+                catalogue.append(outcome.example)
+            elif outcome.example:
+                rows.append(outcome.example)
+            elif outcome.event:
+                events[outcome.event] += 1
+    return ShopData(
+        info=source.info,
+        rows=tuple(rows),
+        catalogue=tuple(catalogue),
+        rejects=tuple(rejects),
+        n_read=reader.read["rows"],
+        events=dict(sorted(events.items())),
+        masked=dict(reader.masked),
+    )

@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -23,11 +23,23 @@ from typing import Any, BinaryIO, Final, TextIO, cast
 from handbill.errors import InputError
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+UTF8: Final = "utf-8"
+# What text tables come in, by the names that are written in a description.
+ENCODINGS: Final[dict[str, str]] = {
+    UTF8: "utf-8-sig",
+    "gb18030": "gb18030",
+    "gbk": "gb18030",  # the newer standard reads all of the older one
+    "big5": "big5hkscs",
+    "shift_jis": "cp932",
+    "latin-1": "cp1252",
+}
 
 # A quote that is never closed would swallow the rest of the file: past this many lines it is
 # the fault of the line it opened on, and reading goes on with the next line.
 MAX_RECORD_LINES: Final = 200
 COLUMNS_FROM_RECORDS: Final = 200  # how far JSON lines are read to learn their columns
+
+NESTED: Final = "\x00nested"  # no text that may be used has such a character
 
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -50,8 +62,12 @@ class Record:
     problem: str = ""
 
 
-def read_table(path: Path) -> Iterator[Record]:
+def read_table(path: Path, encoding: str = UTF8) -> Iterator[Record]:
     """Every record of a table in file order, one at a time.
+
+    Args:
+        path: The table.
+        encoding: A key of :data:`ENCODINGS`; Parquet has its own.
 
     Raises:
         InputError: the file is missing, of an unknown kind, damaged, or has no usable header.
@@ -60,14 +76,14 @@ def read_table(path: Path) -> Iterator[Record]:
     if suffix == ".parquet":
         yield from _read_parquet(path)
         return
-    with _opened(path) as lines:
+    with _opened(path, encoding) as lines:
         if suffix.startswith(".jsonl"):
             yield from _read_json_lines(lines)
         else:
             yield from _read_delimited(path, lines, delimiter=_delimiter(suffix))
 
 
-def columns_of(path: Path) -> tuple[str, ...]:
+def columns_of(path: Path, encoding: str = UTF8) -> tuple[str, ...]:
     """The column names of a table: its header, its schema, or the keys of its first JSON records.
 
     Raises:
@@ -77,14 +93,16 @@ def columns_of(path: Path) -> tuple[str, ...]:
     if suffix == ".parquet":
         return tuple(_parquet_file(path).schema_arrow.names)
     if suffix.startswith(".jsonl"):
-        first = islice(read_table(path), COLUMNS_FROM_RECORDS)
+        first = islice(read_table(path, encoding), COLUMNS_FROM_RECORDS)
         return tuple(dict.fromkeys(name for record in first for name in record.values))
-    with _opened(path) as lines:
+    with _opened(path, encoding) as lines:
         return tuple(_header(path, lines, delimiter=_delimiter(suffix)))
 
 
 def text_problem(text: str) -> str:
-    """Why a text cannot be used as it stands: broken encoding or control characters; "" if fine."""
+    """Why a text cannot be used as it stands: broken, nested, control characters; "" if fine."""
+    if text == NESTED:
+        return "a nested object where text is expected"
     if _SURROGATE.search(text):
         return "not valid UTF-8"
     if _CONTROL.search(text):
@@ -104,7 +122,7 @@ def _delimiter(suffix: str) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
     """The table's text, with every way it can be damaged turned into one clear error."""
     # CSV may hold any line end inside quotes; a JSON record ends at a line feed only.
     newline = "\n" if ".jsonl" in path.name.lower() else ""
@@ -116,7 +134,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
             gzip.open(path, "rb") if compressed else path.open("rb") as binary,
             io.TextIOWrapper(
                 cast("BinaryIO", binary),
-                encoding="utf-8-sig",
+                encoding=ENCODINGS[encoding],
                 errors="surrogateescape",
                 newline=newline,
             ) as lines,
@@ -139,7 +157,10 @@ def _header(path: Path, lines: Iterator[str], *, delimiter: str) -> list[str]:
     if not any(names):
         raise InputError(f"{path}:1: no header; the first line must name the columns")
     if any(text_problem(name) for name in names):
-        raise InputError(f"{path}:1: the header is not plain UTF-8; save the table as UTF-8")
+        raise InputError(
+            f"{path}:1: the header is not plain UTF-8; save the table as UTF-8, or "
+            f"name its encoding in the description"
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{path}:1: column named twice: {', '.join(map(repr, twice))}")
@@ -223,12 +244,18 @@ def _parse_json(raw: str) -> tuple[str, dict[str, str]]:
         return "not valid JSON (a number too long, or nested too deep)", {}
     if not isinstance(parsed, dict):
         return "not a JSON object", {}
+    return parse_fields(parsed)
+
+
+def parse_fields(fields: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """The fields of a JSON object, or of one like it, as text: (problem, values).
+
+    What is nested too deep becomes :data:`NESTED`: it matters only where a description names it.
+    """
     values: dict[str, str] = {}
-    for name, value in parsed.items():
+    for name, value in fields.items():
         text = _as_text(value)
-        if text is None:
-            return "a nested object where text is expected", {}
-        values[name] = text
+        values[name] = NESTED if text is None else text
     if any(_SURROGATE.search(text) for text in (*values, *values.values())):
         return "not valid UTF-8", {}
     return "", values
@@ -237,7 +264,8 @@ def _parse_json(raw: str) -> tuple[str, dict[str, str]]:
 def _as_text(value: Any) -> str | None:
     """A cell as text; None where it is nested deeper than one list or one object of values.
 
-    Null is empty, a list is joined with commas, and so is an object: ``{"Size": "L"}`` is "Size L".
+    Null is empty, a list is joined with commas, and so is an object: ``{"Size": "L"}`` is "Size L",
+    and so is a list of pairs, ``[["Size", "L"]]``.
     """
     if isinstance(value, dict):
         named = {name.rstrip(":"): _scalar(part) for name, part in value.items()}
@@ -245,9 +273,13 @@ def _as_text(value: Any) -> str | None:
             return None
         return ", ".join(f"{name} {part}" for name, part in named.items() if part)
     if isinstance(value, list):
-        parts = [_scalar(part) for part in value]
+        parts = [_scalar(part) if not _is_pair(part) else " ".join(part) for part in value]
         return None if None in parts else ", ".join(part for part in parts if part)
     return _scalar(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
 def _scalar(value: Any) -> str | None:

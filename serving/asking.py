@@ -79,10 +79,11 @@ async def begin(
     caller = asked.caller
     route = gateway.route(caller, body.model, adapter=tracking.adapter if tracking else "")
     n = body.answers(gateway.config)
-    if len(prompts) * n > gateway.config.max_choices:
+    if len(prompts) * max(n, body.num_beams or 1) > gateway.config.max_choices:
         raise BadRequestError(f"prompt: at most {gateway.config.max_choices} answers at once")
     if not all(prompts):
         raise BadRequestError("prompt: is empty", param="prompt")
+    sampling = body.sampling(gateway.config, vocabulary=len(gateway.tokenizer))
     house = await run_in_threadpool(gateway.tenants.house.rules, caller.tenant)
 
     async def keep(text: str) -> int | None:
@@ -96,9 +97,9 @@ async def begin(
         request=asked.request,
         endpoint=asked.endpoint,
         route=route,
-        prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(n)),
-        prompt_tokens=sum(map(len, prompts)),
-        sampling=body.sampling(gateway.config, vocabulary=len(gateway.tokenizer)),
+        prompts=tuple(map(tuple, prompts)),
+        n=n,
+        sampling=sampling,
         check=partial(check, product=product, house=house),
         attempts=gateway.config.copy_attempts if product is not None else 0,
         keep=keep if review else None,
@@ -109,7 +110,7 @@ async def begin(
         model=body.model,
         version=route.digest,
         fingerprint=route.fingerprint,
-        n=len(job.prompts),
+        n=job.answers,
         prompt_tokens=job.prompt_tokens,
     )
     pieces = gateway.run(job)

@@ -119,6 +119,11 @@ class SlotCache:
         at = first + positions
         return _view(self._kv, positions, at, mask, rows=rows, seen=seen, one_each=True)
 
+    def copy(self, source: int, target: int, *, start: int) -> None:
+        """Give a row what another, of the same length, holds from a position on."""
+        stop = self.lengths[source]
+        self._kv[:, target, start:stop] = self._kv[:, source, start:stop]
+
     def remove(self, row: int) -> None:
         """Take a row out; the last row takes its index, and nothing of it is left behind."""
         last, gone = len(self.lengths) - 1, self.lengths[row]

@@ -5,6 +5,7 @@ blocked. Answers of OpenAI's endpoints stream as they come and bear their findin
 not every chat is copy, and a client that streams cannot take a word back.
 """
 
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -55,15 +56,52 @@ async def approved(
     )
 
 
-async def marked(stream: AsyncGenerator[Delta, None], check: Check) -> AsyncGenerator[Delta, None]:
-    """The stream as it is, with what is wrong with all of its text on the last piece."""
-    text = ""
+async def best_approved(
+    stream: AsyncGenerator[Delta, None],
+    check: Check,
+    *,
+    answers: int,
+    keep: Keep | None = None,
+) -> AsyncGenerator[Delta, None]:
+    """The best texts of a search that are not blocked, each in one piece.
+
+    Where fewer pass than are wanted, the other pieces have no text, the findings of texts that are
+    blocked, the best first, and ``content_filter``.
+
+    Args:
+        stream: Every text the search found, the best first.
+        check: Finds what is wrong with a text.
+        answers: How many are wanted.
+        keep: Takes blocked texts to the review queue.
+    """
+    passed, blocked = list[Delta](), list[Delta]()
     async with aclosing(stream):
         async for delta in stream:
-            text += delta.text
+            text = delta.text.strip()
+            findings = check(text)
+            found = replace(delta, text=text, n_tokens=0, findings=_facts(findings, text))
+            (blocked if blocks(findings) else passed).append(found)
+            yield Delta(text="", n_tokens=delta.n_tokens)
+    for index, found in enumerate([*passed, *blocked][:answers]):
+        if index < len(passed):
+            yield replace(found, index=index)
+        else:
+            review = None if keep is None else await keep(found.text)
+            yield replace(
+                found, index=index, text="", finish_reason="content_filter", review=review
+            )
+
+
+async def marked(stream: AsyncGenerator[Delta, None], check: Check) -> AsyncGenerator[Delta, None]:
+    """The stream as it is, with what is wrong with all of a text on its last piece."""
+    texts: defaultdict[int, str] = defaultdict(str)
+    async with aclosing(stream):
+        async for delta in stream:
+            texts[delta.index] += delta.text
             if delta.finish_reason is None:
                 yield delta
             else:
+                text = texts[delta.index]
                 yield replace(delta, findings=_facts(check(text), text))
 
 

@@ -11,54 +11,30 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from handbill.errors import HandbillError, InputError
 from handbill.generator.adapters import Adapter
 from handbill.generator.prompts import turn_end_id
-from handbill.serving.bank import BASE, AdapterBank
+from handbill.serving.bank import AdapterBank
 from handbill.serving.cache import SlotCache
-from handbill.serving.errors import ContextLengthError, UnavailableError
+from handbill.serving.errors import BadRequestError, ContextLengthError, UnavailableError
+from handbill.serving.guides import Guides
 from handbill.serving.llama import Llama, Span
 from handbill.serving.prefill import Key, Prefill, Prompt
 from handbill.serving.prefixes import PrefixCache
-from handbill.serving.sampling import Chooser, choose_all
-from handbill.serving.sequences import Delta, EngineStats, FinishReason, Sequence
-from handbill.serving.stacked import Changes, Held
-from handbill.serving.text import TextStream
+from handbill.serving.sequences import Delta, EngineStats, Sequence
+from handbill.serving.stacked import Changes
 from handbill.serving.waiting import FairQueue
+from handbill.serving.writing import Request, Row, requests_of
 
 log = logging.getLogger(__name__)
 
 # Adapters being read or read but not yet in a slot: bounds what waits in host memory.
 _LOADS_AT_ONCE: Final = 4
-
-
-@dataclass(eq=False, slots=True)
-class _Row:
-    """One sequence on its way: waiting, running or done."""
-
-    sequence: Sequence
-    chooser: Chooser
-    text: TextStream
-    loop: asyncio.AbstractEventLoop
-    out: asyncio.Queue[Delta | HandbillError] = field(default_factory=asyncio.Queue)
-    held: Held = BASE
-    last: int = 0
-    written: int = 0
-    done: bool = False
-    left: bool = False  # the reader closed the stream
-
-    def deliver(self, item: Delta | HandbillError) -> None:
-        """Hand a piece to the reader, from the engine's thread."""
-        self.done = isinstance(item, HandbillError) or item.finish_reason is not None
-        try:
-            self.loop.call_soon_threadsafe(self.out.put_nowait, item)
-        except RuntimeError:  # the reader's loop is closed
-            self.done = True
 
 
 class TorchEngine:
@@ -112,14 +88,15 @@ class TorchEngine:
         self._cache = SlotCache(
             self._model.cache_shape, max_rows=max_batch, max_positions=self._context
         )
-        self._prefill: Prefill[_Row] = Prefill(prefill_tokens)
+        self._guides = Guides(tokenizer)
+        self._prefill: Prefill[Row] = Prefill(prefill_tokens)
         self._prefixes = PrefixCache(self._model.cache_shape, limit_bytes=prefix_cache_bytes)
-        self._rows: list[_Row] = []  # running, in the order of the cache's rows
+        self._rows: list[Row] = []  # running, in the order of the cache's rows
         self._changes: Changes | None = None  # of the running rows, until they change
         self._tokens = 0
         self._loading: dict[str, Future[Adapter]] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
-        self._queue: FairQueue[_Row] = FairQueue(queue_limit)
+        self._queue: FairQueue[Request] = FairQueue(queue_limit)
         self._changed = threading.Condition()  # guards _queue and the flags below
         self._poked = False
         self._closing = False
@@ -136,30 +113,35 @@ class TorchEngine:
                 f"({sequence.sampling.max_tokens}) exceed the context of {self._context}; "
                 f"shorten the text or lower max_tokens"
             )
-        row = _Row(
-            sequence,
-            Chooser(sequence.sampling, sequence.prompt, self._ends),
-            TextStream(self._tokenizer, sequence.sampling.stop),
-            asyncio.get_running_loop(),
-        )
-        with self._changed:
-            self._raise_if_down()
-            self._queue.push(sequence.tenant, row)
-            self._poke()
+        if sequence.sampling.num_beams > self._max_batch:
+            raise BadRequestError(
+                f"num_beams={sequence.sampling.num_beams}: at most {self._max_batch}",
+                param="num_beams",
+            )
+        guide = None
+        if sequence.sampling.json_schema:
+            guide = await asyncio.to_thread(self._guides.start, sequence.sampling.json_schema)
+        requests = requests_of(sequence, self._tokenizer, self._ends, guide)
         try:
-            while True:
-                item = await row.out.get()
+            with self._changed:  # all at once, so that they share their prompt
+                self._raise_if_down()
+                for request in requests:
+                    self._queue.push(sequence.tenant, request, rows=len(request.rows))
+                self._poke()
+            left = sequence.answers
+            while left:
+                item = await requests[0].out.get()
                 if isinstance(item, HandbillError):
                     raise item
+                left -= item.finish_reason is not None
                 yield item
-                if item.finish_reason is not None:
-                    return
         finally:
-            if not row.done:
-                with self._changed:
-                    row.left = True
-                    self._queue.remove(sequence.tenant, row)
-                    self._poke()
+            with self._changed:
+                for request in requests:
+                    if not request.done:
+                        request.left = True
+                        self._queue.remove(sequence.tenant, request)
+                        self._poke()
 
     async def stats(self) -> EngineStats:
         """Counts; see :meth:`handbill.serving.sequences.Engine.stats`."""
@@ -204,8 +186,9 @@ class TorchEngine:
             self._failed = True
         with self._changed:
             self._closing = True
-            for row in [*self._rows, *self._prefill, *self._queue]:
-                row.deliver(UnavailableError("The engine stopped."))
+            running = {row.request: None for row in [*self._rows, *self._prefill]}
+            for request in [*running, *self._queue]:
+                request.deliver(UnavailableError("The engine stopped."))
 
     def _turn(self) -> None:
         with self._changed:
@@ -219,17 +202,17 @@ class TorchEngine:
                 self._changed.wait_for(lambda: self._poked)
 
     def _admit(self) -> None:
-        while len(self._rows) + len(self._prefill) < self._max_batch:
+        while room := self._max_batch - len(self._rows) - len(self._prefill):
             with self._changed:
-                row = self._queue.pop(self._is_ready)
-            if row is None:
+                request = self._queue.pop(self._is_ready, room=room)
+            if request is None:
                 break
-            if self._take_adapter(row):
-                self._start_prompt(row)
+            if self._take_adapter(request):
+                self._start_prompt(request)
         self._forget_unwanted_loads()
 
-    def _is_ready(self, row: _Row) -> bool:
-        digest = row.sequence.adapter
+    def _is_ready(self, request: Request) -> bool:
+        digest = request.sequence.adapter
         if digest in self._bank:
             return True
         found = self._loading.get(digest)
@@ -244,35 +227,36 @@ class TorchEngine:
         with self._changed:
             self._poke()
 
-    def _take_adapter(self, row: _Row) -> bool:
-        digest = row.sequence.adapter
+    def _take_adapter(self, request: Request) -> bool:
+        digest = request.sequence.adapter
         if digest not in self._bank:
             try:
                 self._bank.put(digest, self._loading.pop(digest).result())
             except Exception as error:  # noqa: BLE001 - one tenant's adapter must not stop the others
                 reason = str(error) if isinstance(error, HandbillError) else type(error).__name__
                 log.error("adapter_refused", extra={"adapter": digest, "reason": reason})  # noqa: TRY400
-                row.deliver(UnavailableError("This model cannot be served now."))
+                request.deliver(UnavailableError("This model cannot be served now."))
                 return False
-        row.held = self._bank.acquire(digest)
+        for _ in request.rows:
+            request.held = self._bank.acquire(digest)
         return True
 
     def _forget_unwanted_loads(self) -> None:
         if self._loading:
             with self._changed:
-                wanted = {row.sequence.adapter for row in self._queue}
+                wanted = {request.sequence.adapter for request in self._queue}
             for digest in self._loading.keys() - wanted:
                 if self._loading[digest].done():
                     del self._loading[digest]
 
-    def _start_prompt(self, row: _Row) -> None:
-        key = Key.of(row.sequence)
+    def _start_prompt(self, request: Request) -> None:
+        key = Key.of(request.sequence)
         prompt = self._prefill.get(key)
         if prompt is None:
             cache = self._prefixes.start(key)
-            prompt = Prompt(key=key, cache=cache, changes=self._bank.changes(row.held))
+            prompt = Prompt(key=key, cache=cache, changes=self._bank.changes(request.held))
             self._prefill.add(prompt)
-        prompt.rows.append(row)
+        prompt.rows += request.rows
 
     def _step(self) -> None:
         """One forward pass, and a token for every row that is due one."""
@@ -280,7 +264,7 @@ class TorchEngine:
         choosing, spans, done = list(range(len(ids))), [], []
         if self._rows:
             if self._changes is None:
-                self._changes = self._bank.gather([row.held for row in self._rows])
+                self._changes = self._bank.gather([row.request.held for row in self._rows])
             spans.append(Span(self._cache.extend(), self._changes))
         for prompt, count in self._prefill.shares():
             ids += prompt.left[:count]
@@ -288,50 +272,47 @@ class TorchEngine:
             if not prompt.left:
                 choosing.append(len(ids) - 1)
                 done.append(prompt)
-        logits = self._model.forward(self._tensor(ids), spans, choosing)
-        at = list(range(len(self._rows)))
-        for index, prompt in enumerate(done, start=len(at)):
+        tokens = torch.tensor(ids, dtype=torch.long, device=self._model.cache_shape.device)
+        # Tokens are chosen on the CPU, so that a seed means the same on every device.
+        logits = self._model.forward(tokens, spans, choosing).float().cpu()
+        of = list(range(len(self._rows)))
+        for index, prompt in enumerate(done, start=len(of)):
             self._prefill.remove(prompt)
             self._prefixes.keep(prompt.key, prompt.cache)
             for row in prompt.rows:
+                row.at = len(self._rows)
                 self._cache.join(prompt.cache)
                 self._rows.append(row)
                 self._changes = None
-                at.append(index)
-        tokens = choose_all([row.chooser for row in self._rows], logits[self._tensor(at)])
-        for row, token in zip(self._rows, tokens, strict=True):
-            row.deliver(self._next_delta(row, token))
-        self._tokens += len(tokens)
+                of.append(index)
+        for request in dict.fromkeys(row.request for row in self._rows):
+            self._advance(request, [logits[of[row.at]] for row in request.rows])
+        self._tokens += len(self._rows)
 
-    def _tensor(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._model.cache_shape.device)
-
-    def _next_delta(self, row: _Row, token: int) -> Delta:
-        if token in self._ends:
-            return Delta(text=row.text.finish(), n_tokens=0, finish_reason="stop")
-        row.last = token
-        row.written += 1
-        text = row.text.push(token)
-        reason: FinishReason | None = None
-        if not row.text.stopped and row.written == row.sequence.sampling.max_tokens:
-            reason = "length"
-            text += row.text.finish()
-        if row.text.stopped:
-            reason = "stop"
-        return Delta(text=text, n_tokens=1, finish_reason=reason)
+    def _advance(self, request: Request, logits: list[Tensor]) -> None:
+        try:
+            deltas = request.writer.advance(logits)
+        except HandbillError as error:  # its own doing: the others go on
+            request.deliver(error)
+            return
+        for source, target in request.writer.copies:
+            first = len(request.sequence.prompt)
+            self._cache.copy(request.rows[source].at, request.rows[target].at, start=first)
+        for delta in deltas:
+            request.deliver(delta)
 
     def _drop_done(self) -> None:
         """Take finished and abandoned rows out of the batch."""
-        for row in [row for row in self._prefill if row.left]:
+        for row in [row for row in self._prefill if row.request.left]:
             self._prefill.drop(row)
-            self._bank.release(row.sequence.adapter)
-        gone = [i for i, row in enumerate(self._rows) if row.done or row.left]
-        for index in reversed(gone):
-            self._bank.release(self._rows[index].sequence.adapter)
-            self._cache.remove(index)
+            self._bank.release(row.request.sequence.adapter)
+        gone = [row for row in self._rows if row.request.done or row.request.left]
+        for row in reversed(gone):
+            self._bank.release(row.request.sequence.adapter)
+            self._cache.remove(row.at)
             last = self._rows.pop()
-            if index < len(self._rows):
-                self._rows[index] = last
+            if last is not row:
+                self._rows[row.at], last.at = last, row.at
             self._changes = None
 
 

@@ -31,6 +31,13 @@ class ContextLengthError(BadRequestError):
     code = "context_length_exceeded"
 
 
+class SchemaError(BadRequestError):
+    """A schema for an answer that cannot be followed: too large, or not supported."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="response_format")
+
+
 class InvalidKeyError(GatewayError):
     """No key, an unknown key, a wrong secret, or a revoked or expired key: all one answer."""
 

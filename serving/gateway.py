@@ -11,7 +11,7 @@ from typing import Any
 
 from handbill.errors import HandbillError
 from handbill.serving.batch.store import open_batches
-from handbill.serving.checking import Check, Keep, approved, marked
+from handbill.serving.checking import Check, Keep, approved, best_approved, marked
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import ModelNotFoundError, UnavailableError
 from handbill.serving.feedback.store import open_feedback
@@ -20,7 +20,9 @@ from handbill.serving.orm import utc_now
 from handbill.serving.quotas import Grant, open_quotas
 from handbill.serving.registry import Registry, Route
 from handbill.serving.repository import Usage
+from handbill.serving.schemas import SchemaTrial
 from handbill.serving.sequences import Delta, Engine, EngineStats, Sampling, Sequence
+from handbill.serving.streams import Split, merge
 from handbill.serving.tenants import Caller, Tenants
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,8 @@ class Job:
     """One request, ready to run: its answers share a route.
 
     Attributes:
-        prompts: Token ids, one per answer.
-        prompt_tokens: Counted once per prompt that was given.
+        prompts: Token ids of each.
+        n: Answers to each.
         check: Finds what is wrong with an answer.
         attempts: Candidates of each answer of which the first that passes is served; 0 serves any
             answer, with its findings.
@@ -49,12 +51,32 @@ class Job:
     endpoint: str
     route: Route
     prompts: tuple[tuple[int, ...], ...]
-    prompt_tokens: int
     sampling: Sampling
     check: Check
     attempts: int = 0
     keep: Keep | None = None
+    n: int = 1
     background: bool = False
+
+    @property
+    def searches(self) -> bool:
+        """Whether the answers to a prompt are found together."""
+        return self.sampling.num_beams > 1
+
+    @property
+    def answers(self) -> int:
+        """All answers."""
+        return len(self.prompts) * self.n
+
+    @property
+    def rows(self) -> int:
+        """Rows of the engine's it takes."""
+        return len(self.prompts) * self.sampling.num_beams if self.searches else self.answers
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts, each counted once however many answers there are to it."""
+        return sum(map(len, self.prompts))
 
 
 @dataclass(slots=True)
@@ -83,6 +105,7 @@ class Gateway:
         self.batches = open_batches(config)
         self.quotas = open_quotas(config)
         self.strangers = Strangers()
+        self.schemas = SchemaTrial(tokenizer)
         self._engine = engine
         self._registry = registry
 
@@ -96,6 +119,7 @@ class Gateway:
         """Stop following the registry; write what usage is left."""
         self._registry.close()
         self.feedback.close()
+        self.schemas.close()
         self.tenants.close()
         self.quotas.close()
         self.batches.close()
@@ -132,14 +156,16 @@ class Gateway:
         However it ends, also when the reader goes away, the rows are given back and the
         request's usage is written.
         """
-        most = job.prompt_tokens + len(job.prompts) * job.sampling.max_tokens
+        most = job.prompt_tokens + job.rows * job.sampling.max_tokens
         async with self.admit(
-            job.caller.tenant, len(job.prompts), tokens=most, background=job.background
+            job.caller.tenant, job.rows, tokens=most, background=job.background
         ) as spent:
             started_at, started_s, written = utc_now(), time.monotonic(), 0
             outcome = "disconnect"
             try:
-                async with aclosing(_merge(self._streams(job))) as pieces:
+                if job.sampling.json_schema:
+                    await self.schemas.check(job.caller.tenant, job.sampling.json_schema)
+                async with aclosing(merge(self._streams(job), each=job.n)) as pieces:
                     async for index, delta in pieces:
                         written += delta.n_tokens
                         yield index, delta
@@ -216,24 +242,43 @@ class Gateway:
         }
 
     def _streams(self, job: Job) -> list[AsyncGenerator[Delta, None]]:
-        return [self._stream(job, index) for index in range(len(job.prompts))]
+        """A stream for every prompt, of all answers to it."""
+        return [self._answers(job, number) for number in range(len(job.prompts))]
 
-    def _stream(self, job: Job, index: int) -> AsyncGenerator[Delta, None]:
-        def write(attempt: int) -> AsyncGenerator[Delta, None]:
-            sampling = job.sampling.for_answer(index + attempt * len(job.prompts))
-            if attempt and not sampling.temperature:  # the likeliest text would be the same again
+    def _answers(self, job: Job, number: int) -> AsyncGenerator[Delta, None]:
+        first = Sequence(
+            tenant=job.caller.tenant,
+            prompt=job.prompts[number],
+            adapter=job.route.adapter,
+            sampling=job.sampling.for_answer(number * job.n),
+            answers=job.n,
+        )
+        if not job.attempts:
+            return marked(self._engine.submit(first), job.check)
+        if job.searches:
+            found = self._engine.submit(replace(first, answers=job.sampling.num_beams))
+            return best_approved(found, job.check, answers=job.n, keep=job.keep)
+        return self._approved(job, first)
+
+    async def _approved(self, job: Job, first: Sequence) -> AsyncGenerator[Delta, None]:
+        """All answers to a prompt; for one that is blocked another is written, by itself."""
+        candidates = Split(self._engine.submit(first), job.n)
+
+        def write(index: int, attempt: int) -> AsyncGenerator[Delta, None]:
+            if not attempt:
+                return candidates.of(index)
+            sampling = first.sampling.for_answer(index + attempt * job.answers)
+            if not sampling.temperature:  # the likeliest text would be the same again
                 sampling = replace(sampling, temperature=_RETRY_TEMPERATURE)
-            sequence = Sequence(
-                tenant=job.caller.tenant,
-                prompt=job.prompts[index],
-                adapter=job.route.adapter,
-                sampling=sampling,
-            )
-            return self._engine.submit(sequence)
+            return self._engine.submit(replace(first, sampling=sampling, answers=1))
 
-        if job.attempts:
-            return approved(write, job.check, attempts=job.attempts, keep=job.keep)
-        return marked(write(0), job.check)
+        streams = [
+            approved(partial(write, index), job.check, attempts=job.attempts, keep=job.keep)
+            for index in range(job.n)
+        ]
+        async with aclosing(candidates), aclosing(merge(streams)) as pieces:
+            async for index, delta in pieces:
+                yield replace(delta, index=index)
 
 
 def _names(caller: Caller, route: Route) -> list[str]:
@@ -244,34 +289,3 @@ def _names(caller: Caller, route: Route) -> list[str]:
         f"{caller.tenant}@{route.version}",
         route.digest,
     ]
-
-
-async def _merge(
-    streams: list[AsyncGenerator[Delta, None]],
-) -> AsyncGenerator[tuple[int, Delta], None]:
-    """Pieces of several streams as they come; closes all of them when it ends."""
-    ready: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
-
-    async def pump(index: int, stream: AsyncGenerator[Delta, None]) -> None:
-        try:
-            async with aclosing(stream):
-                async for delta in stream:
-                    ready.put_nowait((index, delta))
-            ready.put_nowait(None)
-        except Exception as error:  # noqa: BLE001 - handed to the reader below
-            ready.put_nowait(error)
-
-    pumps = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
-    try:
-        running = len(pumps)
-        while running:
-            item = await ready.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for task in pumps:
-            task.cancel()

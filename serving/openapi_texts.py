@@ -97,9 +97,13 @@ _TEXT_FIELDS: Final = {
     "logit_bias": "Added to the logits of tokens, by id; at most 1024.",
     "no_repeat_ngram_size": "No run of so many tokens comes twice; 0 is off.",
     "min_tokens": "The model does not end the answer before.",
+    "num_beams": "Above 1, search for the likeliest answers with so many beams; not streamed.",
+    "length_penalty": "Of a search: above 0 favours longer answers.",
+    "early_stopping": "Of a search: when it ends, as in transformers.",
     "stream": "Answer as server-sent events; the last is `data: [DONE]`.",
     "stream_options": "What a stream holds beside the text.",
 }
+_FORMAT: Final = {"response_format": "`json_object`, or a JSON schema that the answer follows."}
 _PRODUCT_FIELDS: Final = {
     "title": "The product's name.",
     "description": "What is known of it. Facts that are not given here are not invented: copy with others is blocked.",
@@ -110,11 +114,12 @@ _PRODUCT_FIELDS: Final = {
 # Of request bodies: what each field means, for fields whose type does not say it.
 FIELDS: Final[dict[str, dict[str, str]]] = {
     "ChatBody": _TEXT_FIELDS
+    | _FORMAT
     | {
         "messages": "The conversation so far.",
         "max_completion_tokens": "The newer name of `max_tokens`.",
     },
-    "CompletionBody": _TEXT_FIELDS | {"prompt": "A text to go on with, or several."},
+    "CompletionBody": _TEXT_FIELDS | _FORMAT | {"prompt": "A text to go on with, or several."},
     "CopyBody": _TEXT_FIELDS
     | _PRODUCT_FIELDS
     | {
@@ -127,6 +132,16 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
         "feedback": "Keep request and text with the copy's id, locked, to learn from.",
         "shopper_key": "Stands for the shopper; only events of the same are taken.",
         "experiment": "Id of an experiment: the shopper's variant decides what it varies.",
+    },
+    "ResponseFormat": {
+        "type": "`text`, `json_object` or `json_schema`.",
+        "json_schema": "The schema, with type `json_schema`.",
+    },
+    "NamedSchema": {
+        "name": "Of no effect.",
+        "description": "Of no effect.",
+        "schema": "The JSON schema. It is always kept to.",
+        "strict": "Of no effect.",
     },
     "Message": {
         "role": "Whose turn it is; `developer` is `system`.",

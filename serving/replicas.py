@@ -13,6 +13,7 @@ from handbill.serving.errors import (
     BusyError,
     ContextLengthError,
     GatewayError,
+    SchemaError,
     UnavailableError,
 )
 from handbill.serving.sequences import Delta, EngineStats, Sequence
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 APP: Final = "handbill"
 ENGINE: Final = "EngineReplica"
 _CROSSING: Final = {
-    kind.__name__: kind for kind in (BusyError, ContextLengthError, UnavailableError)
+    kind.__name__: kind for kind in (BusyError, ContextLengthError, SchemaError, UnavailableError)
 }
 
 
@@ -142,19 +143,19 @@ class RemoteEngine:
 
         to = self._streams.options(multiplexed_model_id=sequence.adapter)
         response = to.generate.remote(sequence)
-        ended = False
+        left = sequence.answers
         try:
             async for item in response:
                 if isinstance(item, Refusal):
-                    ended = True
+                    left = 0
                     raise item.error()
-                ended = item.finish_reason is not None
+                left -= item.finish_reason is not None
                 yield item
         except (RayError, RayServeException) as error:
             log.error("engine_replica_lost", extra={"error": type(error).__name__})  # noqa: TRY400 - the trace holds the sequence
             raise LostError("The engine was lost; try again.") from None
         finally:
-            if not ended:
+            if left:
                 response.cancel()
 
     async def stats(self) -> EngineStats:

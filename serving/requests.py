@@ -1,7 +1,8 @@
 """Bodies of requests: OpenAI's shapes, and the product's own."""
 
+import json
 import secrets
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -60,6 +61,9 @@ class Generation(BaseModel):
     logit_bias: dict[Annotated[int, Field(ge=0, strict=False)], float] | None = None
     no_repeat_ngram_size: int | None = None
     min_tokens: int | None = None
+    num_beams: Annotated[int, Field(ge=1)] | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -78,11 +82,16 @@ class Generation(BaseModel):
         """How many answers are asked for.
 
         Raises:
-            BadRequestError: More than the service allows.
+            BadRequestError: More than the service allows, or than a search finds.
         """
-        n = self.n or 1
+        n, beams = self.n or 1, self.num_beams or 1
+        most = min(config.max_choices, config.max_batch)
+        if beams > most:
+            raise BadRequestError(f"num_beams={beams}: at most {most}", param="num_beams")
         if n > config.max_choices:
             raise BadRequestError(f"n={n}: at most {config.max_choices}", param="n")
+        if 1 < beams < n:
+            raise BadRequestError(f"n={n}: a search of num_beams={beams} finds no more", param="n")
         return n
 
     def sampling(self, config: ServingConfig, *, vocabulary: int) -> Sampling:
@@ -93,8 +102,8 @@ class Generation(BaseModel):
             vocabulary: How many tokens there are.
 
         Raises:
-            BadRequestError: ``max_tokens`` is over the service's limit, or ``logit_bias`` names
-                no token.
+            BadRequestError: ``max_tokens`` is over the service's limit, ``logit_bias`` names no
+                token, or a search is to be streamed.
             InputError: Another value is out of range.
         """
         wanted = self.wanted_tokens()
@@ -108,10 +117,16 @@ class Generation(BaseModel):
             raise BadRequestError(
                 f"logit_bias: token {unknown[0]}: there are {vocabulary}", param="logit_bias"
             )
+        searched = (self.num_beams or 1) > 1
+        if searched and self.stream:
+            raise BadRequestError(
+                "stream: a search has no text before its end; leave out stream or num_beams",
+                param="stream",
+            )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Sampling(
             max_tokens=wanted or min(64, config.max_tokens),
-            temperature=_or(self.temperature, self.DEFAULT_TEMPERATURE),
+            temperature=_or(self.temperature, 0.0 if searched else self.DEFAULT_TEMPERATURE),
             top_p=_or(self.top_p, self.DEFAULT_TOP_P),
             seed=secrets.randbits(64) if self.seed is None else self.seed % 2**64,
             top_k=max(self.top_k or 0, 0),  # -1 is off too, as in vLLM
@@ -122,7 +137,15 @@ class Generation(BaseModel):
             no_repeat_ngram_size=self.no_repeat_ngram_size or 0,
             min_tokens=self.min_tokens or 0,
             stop=stop,
+            num_beams=self.num_beams or 1,
+            length_penalty=_or(self.length_penalty, 1.0),
+            early_stopping=self.early_stopping or False,
+            json_schema=self.schema_text(),
         )
+
+    def schema_text(self) -> str:
+        """The JSON schema that the answers follow; empty for none."""
+        return ""
 
     def wanted_tokens(self) -> int | None:
         """The longest answer asked for."""
@@ -132,6 +155,43 @@ class Generation(BaseModel):
     def include_usage(self) -> bool:
         """Whether a stream ends with usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+
+class NamedSchema(BaseModel):
+    """A JSON schema as OpenAI's clients send it. It is always kept to, ``strict`` or not."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: Field200 = ""
+    description: Text = ""
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What form an answer has."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.json_schema is None) == (self.type == "json_schema"):
+            raise ValueError("type json_schema and the field json_schema belong together")
+        return self
+
+
+class FormattedGeneration(Generation):
+    """A request whose answers may have to be JSON."""
+
+    response_format: ResponseFormat | None = None
+
+    def schema_text(self) -> str:
+        """The JSON schema that the answers follow; empty for none."""
+        if self.response_format is None or self.response_format.type == "text":
+            return ""
+        named = self.response_format.json_schema
+        return json.dumps({"type": "object"} if named is None else named.json_schema)
 
 
 class TextPart(BaseModel):
@@ -193,7 +253,7 @@ class Message(BaseModel):
         return ("system" if self.role == "developer" else self.role), text
 
 
-class ChatBody(Generation):
+class ChatBody(FormattedGeneration):
     """``/v1/chat/completions``."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
@@ -204,7 +264,7 @@ class ChatBody(Generation):
         return self.max_completion_tokens or self.max_tokens
 
 
-class CompletionBody(Generation):
+class CompletionBody(FormattedGeneration):
     """``/v1/completions``. Prompts are text: token ids could hold markers."""
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=8)]

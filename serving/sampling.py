@@ -4,62 +4,81 @@ Each row draws from its own generator, one number per token, and turns it into a
 the inverse of its own distribution: a row's draw never depends on its neighbours.
 
 Logits are changed in the order of transformers: repetition penalty, frequency and presence
-penalties, bias, bans; then temperature, top-k and top-p.
+penalties, bias, what the grammar does not allow, bans; then temperature, top-k and top-p.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
+from copy import copy
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from handbill.serving.guides import Guide
 from handbill.serving.sequences import Sampling
 
 Weights = np.ndarray[tuple[int], np.dtype[np.float32]]
 
+# Below, a division would run over, and the likeliest token is drawn anyway.
+_COLD: Final = 1e-6
 # What a token must have to be looked at, tried in this order.
 _LEAST: Final = (1e-3, 1e-5, 0.0)
 
 
-class Chooser:
-    """The choices of one row: its settings, its random numbers, the tokens it has seen.
+class Rules:
+    """What a row's settings, and what it has written, change of its logits.
 
     Args:
         sampling: Its settings.
         prompt: Its prompt, which counts for what must not be repeated.
         ends: The tokens that end an answer.
+        guide: Where the row is in the grammar it must follow.
     """
 
     def __init__(
-        self, sampling: Sampling, prompt: tuple[int, ...], ends: Collection[int] = ()
+        self,
+        sampling: Sampling,
+        prompt: tuple[int, ...],
+        ends: Collection[int] = (),
+        guide: Guide | None = None,
     ) -> None:
-        self.sampling = sampling
-        # Philox is keyed by the seed alone: the same seed, the same draws, on any machine.
-        self._draws = np.random.Generator(np.random.Philox(key=sampling.seed))
+        self._how = sampling
         self._ends = sorted(ends)
+        self._guide = guide
         self._seen = set(prompt)
         self._written: Counter[int] = Counter()
         self._followers = _Followers(sampling.no_repeat_ngram_size, prompt)
 
-    def choose(self, logits_V: Tensor) -> int:
-        """The next token from one row's logits, shape (vocabulary,), float32, on the CPU."""
-        how = self.sampling
-        logits_V = self._banned(self._shifted(logits_V))
-        if how.temperature == 0.0:
-            token = int(logits_V.numpy().argmax())  # ten times as fast as torch's
-        else:
-            logits_V = logits_V / how.temperature
-            token = _draw(logits_V, how.top_k, how.top_p, float(self._draws.random()))
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow what is written."""
+        return self._guide is not None and self._guide.finished
+
+    def apply(self, logits_V: Tensor) -> Tensor:
+        """Logits or log probabilities of the next token as the rules leave them."""
+        return self._banned(self._shifted(logits_V))
+
+    def add(self, token: int) -> None:
+        """Count a token that was written."""
         self._seen.add(token)
         self._written[token] += 1
         self._followers.add(token)
-        return token
+        if self._guide is not None and token not in self._ends:
+            self._guide.accept(token)
+
+    def fork(self) -> "Rules":
+        """The same for another text that begins with what is written."""
+        other = copy(self)
+        other._seen, other._written = self._seen.copy(), self._written.copy()
+        other._followers = self._followers.fork()
+        other._guide = self._guide and self._guide.fork()
+        return other
 
     def _shifted(self, logits_V: Tensor) -> Tensor:
-        how = self.sampling
+        how = self._how
         if how.repetition_penalty != 1.0:
             logits_V = _penalised(logits_V, self._seen, how.repetition_penalty)
         if self._written and (how.frequency_penalty or how.presence_penalty):
@@ -72,13 +91,45 @@ class Chooser:
         return logits_V
 
     def _banned(self, logits_V: Tensor) -> Tensor:
-        """Without what may not come now; all as it was if that leaves nothing."""
+        """Without what may not come now; a ban that leaves nothing is not kept."""
+        if self._guide is not None:
+            logits_V = self._guide.mask(logits_V, self._ends)
         banned = set(self._followers.of_the_last())
-        if self._written.total() < self.sampling.min_tokens:
+        if self._written.total() < self._how.min_tokens:
             banned.update(self._ends)
         if not banned or len(banned) >= logits_V.shape[0]:
             return logits_V
-        return logits_V.index_fill(0, torch.tensor(sorted(banned)), -math.inf)
+        left_V = logits_V.index_fill(0, torch.tensor(sorted(banned)), -math.inf)
+        nothing = self._guide is not None and left_V.max() == -math.inf
+        return logits_V if nothing else left_V
+
+
+class Chooser:
+    """The choices of one row: its rules and its random numbers. Takes what :class:`Rules` takes."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: tuple[int, ...],
+        ends: Collection[int] = (),
+        guide: Guide | None = None,
+    ) -> None:
+        self.rules = Rules(sampling, prompt, ends, guide)
+        self._how = sampling
+        # Philox is keyed by the seed alone: the same seed, the same draws, on any machine.
+        self._draws = np.random.Generator(np.random.Philox(key=sampling.seed))
+
+    def choose(self, logits_V: Tensor) -> int:
+        """The next token from one row's logits, shape (vocabulary,), float32, on the CPU."""
+        how = self._how
+        logits_V = self.rules.apply(logits_V)
+        if how.temperature < _COLD:
+            token = int(logits_V.numpy().argmax())  # ten times as fast as torch's
+        else:
+            logits_V = logits_V / how.temperature
+            token = _draw(logits_V, how.top_k, how.top_p, float(self._draws.random()))
+        self.rules.add(token)
+        return token
 
 
 class _Followers:
@@ -101,11 +152,11 @@ class _Followers:
     def of_the_last(self) -> Collection[int]:
         return self._after.get(self._last, ())
 
-
-def choose_all(choosers: list[Chooser], logits_BV: Tensor) -> list[int]:
-    """One token per row. Runs on the CPU, so that a seed means the same on every device."""
-    logits_BV = logits_BV.float().cpu()
-    return [chooser.choose(logits_BV[i]) for i, chooser in enumerate(choosers)]
+    def fork(self) -> "_Followers":
+        other = _Followers(self._n, ())
+        other._last = self._last
+        other._after.update((run, set(tokens)) for run, tokens in self._after.items())
+        return other
 
 
 def _penalised(logits_V: Tensor, seen: set[int], penalty: float) -> Tensor:

@@ -17,6 +17,8 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "frequency_penalty": (-2.0, 2.0),
     "presence_penalty": (-2.0, 2.0),
     "no_repeat_ngram_size": (0, 64),
+    "num_beams": (1, 64),
+    "length_penalty": (-10.0, 10.0),
 }
 
 
@@ -37,6 +39,13 @@ class Sampling:
         no_repeat_ngram_size: No run of so many tokens comes twice, the prompt included; 0 is off.
         min_tokens: The model may not end the answer before so many tokens; a stop string may.
         stop: The answer ends before the first of these strings.
+        num_beams: More than 1 searches for the likeliest text with so many beams
+            (:mod:`handbill.serving.beams`) and draws nothing.
+        length_penalty: A found text's score is its log probability over its length to this power.
+        early_stopping: Whether a search ends with the first ``num_beams`` texts found; False ends
+            it when no beam is better, at its length now, than the worst of them; ``never`` when
+            none can become better, so far as that can be known.
+        json_schema: The answer is JSON that this schema takes, as text; empty is off.
     """
 
     max_tokens: int = 64
@@ -51,6 +60,10 @@ class Sampling:
     no_repeat_ngram_size: int = 0
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    json_schema: str = ""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -69,6 +82,13 @@ class Sampling:
                 raise InputError(f"logit_bias: {token}={bias} is not a token and a bias in ±100")
         if len(self.stop) > MAX_STOPS or any(not 0 < len(s) <= 64 for s in self.stop):
             raise InputError(f"stop: at most {MAX_STOPS} strings of 1 to 64 characters")
+        if self.num_beams > 1 and self.temperature:
+            raise InputError(
+                f"temperature={self.temperature}: num_beams searches and draws nothing; leave out one"
+            )
+        if self.num_beams == 1 and (self.length_penalty != 1.0 or self.early_stopping):
+            name = "early_stopping" if self.early_stopping else "length_penalty"
+            raise InputError(f"{name}: is of a search; ask for one with num_beams above 1")
 
     def for_answer(self, index: int) -> "Sampling":
         """The same for another answer to the same request, with draws of its own."""
@@ -77,22 +97,29 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequence:
-    """One answer to write.
+    """One prompt, and the answers to write to it.
 
     Attributes:
         tenant: Whose turn it takes in the queue.
         prompt: Token ids.
         adapter: Digest of the artifact to write with; empty for the base model.
+        answers: How many. Drawn, answer *i* is what ``sampling.for_answer(i)`` alone would write;
+            of a search, they are the best it finds, the best first.
     """
 
     tenant: str
     prompt: tuple[int, ...]
     adapter: str = ""
     sampling: Sampling = Sampling()
+    answers: int = 1
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise InputError("prompt: is empty")
+        if self.answers < 1 or 1 < self.sampling.num_beams < self.answers:
+            raise InputError(
+                f"answers={self.answers}: at least 1, and of a search at most num_beams"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +127,14 @@ class Delta:
     """The next piece of an answer; the last one says why it ended, and what is wrong with the text.
 
     Attributes:
+        index: Which of a sequence's answers it is of.
         review: Number of a blocked text in the review queue.
     """
 
     text: str
     n_tokens: int
     finish_reason: FinishReason | None = None
+    index: int = 0
     findings: tuple[Mapping[str, Any], ...] = ()
     review: int | None = None
 
@@ -133,10 +162,11 @@ class Engine(Protocol):
     """Writes many sequences at once."""
 
     def submit(self, sequence: Sequence) -> AsyncGenerator[Delta, None]:
-        """Stream an answer. Closing the stream gives its row back.
+        """Stream the answers; those of a search come whole. Closing the stream frees its rows.
 
         Raises:
             BusyError: The queue is full.
+            BadRequestError: More beams than rows, or a schema that cannot be followed.
             UnavailableError: The adapter cannot be loaded.
             ContextLengthError: Prompt and ``max_tokens`` do not fit the context.
         """

@@ -10,22 +10,29 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """One line per tenant, served in turn: a tenant that asks a lot waits for itself only."""
+    """One line per tenant, served in turn: a tenant that asks a lot waits for itself only.
+
+    Turns are counted in rows: a tenant whose item took eight lets the others have eight first.
+
+    Args:
+        limit: Rows that may wait.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lines: OrderedDict[str, deque[T]] = OrderedDict()
+        self._lines: OrderedDict[str, deque[tuple[T, int]]] = OrderedDict()
+        self._served: dict[str, int] = {}  # rows, of every tenant since the queue was empty
         self._length = 0
 
     def __len__(self) -> int:
-        """All that wait."""
+        """Rows that wait."""
         return self._length
 
     def __iter__(self) -> Iterator[T]:
         for line in self._lines.values():
-            yield from line
+            yield from (item for item, _ in line)
 
-    def push(self, tenant: str, item: T) -> None:
+    def push(self, tenant: str, item: T, *, rows: int = 1) -> None:
         """Join the tenant's line.
 
         Raises:
@@ -33,32 +40,42 @@ class FairQueue(Generic[T]):
         """
         if self._length >= self._limit:
             raise BusyError("The service is busy; try again shortly.")
-        self._lines.setdefault(tenant, deque()).append(item)
-        self._length += 1
+        if tenant not in self._lines:  # who was away has saved up no turns
+            least = min((self._served[other] for other in self._lines), default=0)
+            self._served[tenant] = max(self._served.get(tenant, 0), least)
+        self._lines.setdefault(tenant, deque()).append((item, rows))
+        self._length += rows
 
-    def pop(self, ready: Callable[[T], bool]) -> T | None:
-        """The head of the next tenant's line whose head is ready; that tenant goes last.
+    def pop(self, ready: Callable[[T], bool], *, room: int = 1) -> T | None:
+        """The head of the next tenant's line whose head is ready.
 
-        A head that is not ready (its adapter is still being loaded) does not hold up others.
+        A head that is not ready (its adapter is still being loaded) does not hold up others. One
+        that needs more rows than there is room for does: else it would wait for ever.
         """
-        for tenant in list(self._lines):
-            item = self._lines[tenant][0]
+        for tenant in sorted(self._lines, key=self._served.__getitem__):
+            item, rows = self._lines[tenant][0]
             if ready(item):
-                self._lines[tenant].popleft()
+                if rows > room:
+                    return None
+                self._served[tenant] += rows
                 self._lines.move_to_end(tenant)
-                self._length -= 1
-                if not self._lines[tenant]:
-                    del self._lines[tenant]
+                self._leave(tenant, 0)
                 return item
         return None
 
     def remove(self, tenant: str, item: T) -> bool:
         """Leave the line; False when it was not in it."""
-        line = self._lines.get(tenant)
-        if line is None or item not in line:
-            return False
-        line.remove(item)
-        self._length -= 1
+        for index, (other, _) in enumerate(self._lines.get(tenant, ())):
+            if other is item:
+                self._leave(tenant, index)
+                return True
+        return False
+
+    def _leave(self, tenant: str, index: int) -> None:
+        line = self._lines[tenant]
+        self._length -= line[index][1]
+        del line[index]
         if not line:
             del self._lines[tenant]
-        return True
+        if not self._lines:
+            self._served.clear()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +24,9 @@ from handbill.clients.checks import check_shop
 from handbill.clients.daemon import EVALUATE, ask
 from handbill.clients.descriptions import ShopSource
 from handbill.clients.markets import find_shops
-from handbill.clients.rejects import write_rejects
+from handbill.clients.rejects import RejectFile
 from handbill.clients.run import init_merchant
-from handbill.clients.shop import load_shop
+from handbill.clients.shop import no_usable_row
 from handbill.errors import HandbillError, InputError
 from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.supervision import Children
@@ -174,14 +175,14 @@ class Demo:
                 enrol(self.home / "server", request)
 
     def _check(self, source: ShopSource) -> None:
-        shop = load_shop(source)
-        report = check_shop(shop).to_json()
-        self.outcome.checks[source.info.id] = report
-        rejects = self.home / "shops" / source.info.id / "rejects.jsonl"
-        if shop.rejects:
-            write_rejects(rejects, [(source.info.id, reject) for reject in shop.rejects])
-        aside = f", {len(shop.rejects)} bad rows set aside" if shop.rejects else ""
-        self._say(f"{source.info.name}: {len(shop.by_user)} shoppers, {len(shop.rows)} rows{aside}")
+        with RejectFile(self.home / "shops" / source.info.id / "rejects.jsonl") as rejects:
+            report = check_shop(source, set_aside=partial(rejects.add, source.info.id))
+            rejects.finish(keep_empty=False)
+        if not report.rows_usable:
+            raise no_usable_row(source, read=report.rows_read, set_aside=rejects.count)
+        self.outcome.checks[source.info.id] = report.to_json()
+        aside = f", {rejects.count} bad rows set aside" if rejects.count else ""
+        self._say(f"{source.info.name}: {report.users} shoppers, {report.rows_usable} rows{aside}")
 
     def _start_server(self, children: Children) -> None:
         self._command(children, "server", "server", "run")

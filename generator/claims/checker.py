@@ -176,12 +176,12 @@ def _brands(
     known = squeeze(_fields(product)).text if product is not None else ""
     for brand in brands:
         name = squeeze(fold(brand)).text
-        if name and not any(_words(name, known)):
-            for start, end in _words(name, form.text):
+        if name and not any(whole_words(name, known)):
+            for start, end in whole_words(name, form.text):
                 yield Finding(*form.span(start, end), "brand.other", "block", "a brand of others")
 
 
-def _words(name: str, text: str) -> Iterator[tuple[int, int]]:
+def whole_words(name: str, text: str) -> Iterator[tuple[int, int]]:
     """Where a name stands in a text, not as a part of a longer Latin word."""
     start = text.find(name)
     while start >= 0:

@@ -5,7 +5,7 @@ A shop's own hotline (400, 800, toll-free) is not personal.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Final
@@ -145,9 +145,14 @@ def find_personal(text: str, folded: Folded | None = None) -> list[Personal]:
     return sorted(found, key=lambda personal: personal.start)
 
 
-def mask_personal(text: str) -> str:
-    """The text with ``[email]``, ``[phone]`` and so on where personal data was."""
-    for personal in reversed(find_personal(text)):
+def mask_personal(text: str, found: Sequence[Personal] | None = None) -> str:
+    """The text with ``[email]``, ``[phone]`` and so on where personal data was.
+
+    Args:
+        text: Any text.
+        found: What :func:`find_personal` found in it, if that is at hand.
+    """
+    for personal in reversed(find_personal(text) if found is None else found):
         text = f"{text[: personal.start]}[{personal.kind}]{text[personal.end :]}"
     return text
 

@@ -170,7 +170,7 @@ class BatchRunner:
     async def _begin(self, work: _Work, row: BatchRowTable) -> int:
         facts = await asyncio.to_thread(self._batches.request, row)
         request = (facts or {}).get("request", {})
-        rows = max(1, request.get("n") or 1)
+        rows = max(1, request.get("n") or 1, request.get("num_beams") or 1)
         work.writing.add(row.number)
         task = asyncio.create_task(self._write(work, row, facts))
         self._tasks[task] = rows

@@ -6,13 +6,16 @@ import sys
 import typer
 
 import handbill.clients.feedback_command  # adds a command to client_cli
+import handbill.clients.init_command  # adds a command to data_app
 import handbill.server.commands  # adds the operating commands to server_cli
 import handbill.serving.tenants_commands  # noqa: F401 - adds commands to tenants_app
 from handbill import __version__
 from handbill.clients.audit_command import audit
 from handbill.clients.cli import data_app
 from handbill.clients.commands import client_cli
+from handbill.clients.evaluate_command import evaluate_app
 from handbill.clients.privacy_commands import privacy_app
+from handbill.clients.sentiment_command import sentiment_app
 from handbill.errors import HandbillError
 from handbill.server.cli import models_app, server_cli
 from handbill.serving.batch.commands import batch_app
@@ -53,6 +56,8 @@ app.add_typer(claims_app, name="claims")
 app.add_typer(reviews_app, name="reviews")
 app.add_typer(events_app, name="events")
 app.add_typer(experiments_app, name="experiments")
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(sentiment_app, name="sentiment")
 app.command()(simulate)
 app.command()(audit)
 

@@ -126,6 +126,38 @@ def test_the_figures_of_the_check_of_copy_are_what_was_measured():
     assert f"these are {metrics['lines']:.0f} others" in page
 
 
+def test_the_table_of_sentiment_is_what_was_measured_and_ours_is_better():
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    found = result("sentiment")
+    assert found["command"] in page
+    metrics = found["metrics"]
+    for row in found["table"]:
+        data, system = (
+            row["input"],
+            {"vader": "VADER", "snownlp": "SnowNLP"}.get(row["system"], "ours"),
+        )
+        if row["system"] != "ours, same texts":
+            rates = (row["accuracy"], row["recall_positive"], row["recall_negative"])
+            cells = " | ".join(f"{rate:.3f}" for rate in rates)
+            assert f"| {data} | {system} | {cells} |" in page
+        if system != "ours":
+            for rate in ("accuracy", "recall_negative"):
+                ours = metrics[f"ours_on_same.{rate}.{data}"]
+                assert ours > metrics[f"{row['system']}.{rate}.{data}"]
+
+
+def test_the_table_of_polish_is_what_was_measured():
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    found = result("polish")
+    assert found["command"] in page
+    for row in found["table"]:
+        error, share = row["error"].replace("_", " "), 100 * row["mended"] / row["texts"]
+        assert f"| {row['input']} | {error} | {row['texts']} | {share:.0f}% |" in page
+    for name, value in found["metrics"].items():
+        if name.startswith("untouched."):
+            assert f"{100 * value:.1f}% ({name.removeprefix('untouched.')})" in page
+
+
 def test_the_cost_table_of_the_docs_is_what_was_measured():
     path = ROOT / "benchmarks" / "results" / "dp_training.json"
     table = json.loads(path.read_text())["table"]

@@ -4,10 +4,12 @@ import asyncio
 import subprocess
 import sys
 import time
+from typing import Annotated, Literal
 
 import httpx
 import openai
 import psutil
+import pydantic
 import pytest
 
 from handbill.serving.config import ServingConfig
@@ -40,6 +42,35 @@ def test_the_openai_client_completes_and_lists_models(home):
     assert len(answer.choices) == 2
     assert answer.system_fingerprint.startswith("global-v1-")
     assert {"bolt", "bolt@1", "handbill"} <= {model.id for model in client.models.list()}
+
+
+class Lamp(pydantic.BaseModel):
+    name: Annotated[str, pydantic.Field(max_length=6)]
+    price: Annotated[int, pydantic.Field(ge=0, le=99)]
+    tags: Annotated[list[Literal["new", "sale"]], pydantic.Field(max_length=2)]
+
+
+def test_the_openai_client_gets_several_answers_searched_and_in_a_form(home):
+    client = home.client("acme").chat.completions
+    ask = {"model": "default", "messages": HELLO, "max_tokens": 90}
+    drawn = {"temperature": 1.0, "max_tokens": 8}
+    single = [client.create(**ask | drawn, seed=5 + i) for i in range(3)]
+    three = client.create(**ask | drawn, seed=5, n=3)
+    assert [c.message.content for c in three.choices] == [
+        one.choices[0].message.content for one in single
+    ]
+    assert three.usage.prompt_tokens == single[0].usage.prompt_tokens
+    beams = {"num_beams": 4, "length_penalty": 0.5}
+    found = client.create(**ask | {"max_tokens": 8}, n=2, extra_body=beams)
+    assert found.choices[0].message.content != found.choices[1].message.content
+    for how in ({"n": 2, "seed": 1}, {"temperature": 0}, {"n": 2, "extra_body": {"num_beams": 3}}):
+        for choice in client.parse(**ask, response_format=Lamp, **how).choices:
+            assert isinstance(choice.message.parsed, Lamp)
+    # Can be read, but a token of it takes too long, which only the engine finds out.
+    wide = {"anyOf": [{"type": "string", "pattern": f"^(.*{i}.*){{3}}$"} for i in range(200)]}
+    form = {"type": "json_schema", "json_schema": {"name": "wide", "schema": wide}}
+    with pytest.raises(openai.BadRequestError, match="became too complex"):
+        client.create(**ask, response_format=form)
 
 
 def test_many_streams_at_once_say_what_each_says_alone(home):

@@ -5,8 +5,9 @@ import tomllib
 from pathlib import Path
 
 from handbill.clients.cleaning import EVENT_KINDS
-from handbill.clients.descriptions import KEYS, SHOP_KEYS
+from handbill.clients.descriptions import DATABASE_KEYS, KEYS, PLACE_KEYS, SHOP_KEYS
 from handbill.clients.markets import KNOWN
+from handbill.clients.tables import ENCODINGS
 from handbill.generator.prompts import SCENARIOS
 from handbill.simulations.market import SHOP_TOML
 
@@ -24,8 +25,22 @@ def test_every_scenario_kind_and_known_set_is_named():
         assert re.search(rf"\b{name}\b", TEXT), name
 
 
+def blocks():
+    return [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", TEXT, re.S)]
+
+
+def test_every_example_has_known_keys_only():
+    assert len(blocks()) == 4
+    for block in blocks():
+        for section, keys in block.items():
+            if section in KEYS:
+                assert keys.keys() <= {*PLACE_KEYS, "where", *KEYS[section][0], *KEYS[section][1]}
+        assert block.get("database", {}).keys() <= set(DATABASE_KEYS)
+    assert all(name in TEXT.lower() for name in (*ENCODINGS, *DATABASE_KEYS))
+
+
 def test_the_example_is_what_the_sample_market_writes():
-    example, _ = (tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", TEXT, re.S))
+    example = next(block for block in blocks() if {"shop", "events"} <= block.keys())
     written = tomllib.loads(
         SHOP_TOML.format(id="fern-kettle", name="Fern & Kettle", trade="tea and kettles")
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from handbill.clients.cleaning import MAX_COPY_CHARS
 from handbill.clients.descriptions import ShopInfo
-from handbill.clients.rejects import write_rejects
+from handbill.clients.rejects import RejectFile
 from handbill.clients.shop import ShopData, load_shop, split_users
 from handbill.errors import InputError
 from handbill.generator.prompts import CopyRequest, Example
@@ -298,7 +298,11 @@ def test_the_reject_file_keeps_the_row_as_it_was_for_its_owner_only(tmp_path):
     make_folder(tmp_path, INLINE, copy="who,what,title,copy\nu,p,t,c\nü,\udcff\n")
     shop = load_shop(tmp_path)
     file = tmp_path / "deep" / "rejects.jsonl"
-    write_rejects(file, [(shop.info.id, reject) for reject in shop.rejects])
+    with RejectFile(file) as out:
+        for reject in shop.rejects:
+            out.add(shop.info.id, reject)
+        assert not file.exists()  # replaced in one step
+        assert out.finish() == file
 
     (line,) = file.read_text(encoding="utf-8").splitlines()
     assert json.loads(line) == {

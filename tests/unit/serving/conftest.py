@@ -1,7 +1,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -302,14 +302,19 @@ class Scripted:
         self.open = 0
 
     async def submit(self, sequence):
-        self.asked.append(sequence)
-        text = self.texts[(len(self.asked) - 1) % len(self.texts)]
+        texts = []
+        for index in range(sequence.answers if sequence else 1):
+            how = sequence and sequence.sampling.for_answer(index)
+            self.asked.append(sequence and replace(sequence, sampling=how, answers=1))
+            texts.append(self.texts[(len(self.asked) - 1) % len(self.texts)])
         self.open += 1
         try:
-            for at in range(0, len(text), 3):
-                reason = "stop" if at + 3 >= len(text) else None
-                yield Delta(text=text[at : at + 3], n_tokens=1, finish_reason=reason)
-                await asyncio.sleep(0)
+            for index, text in enumerate(texts):
+                for at in range(0, len(text), 3):
+                    reason = "stop" if at + 3 >= len(text) else None
+                    piece = text[at : at + 3]
+                    yield Delta(text=piece, n_tokens=1, finish_reason=reason, index=index)
+                    await asyncio.sleep(0)
         finally:
             self.open -= 1
 

@@ -96,6 +96,12 @@ def test_a_bias_moves_its_own_token_only():
     assert logits.tolist() == pytest.approx([1.0, 0.9, 0.0, -5.0])
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-12, 1e-45, 5e-324])
+def test_the_smallest_temperatures_draw_the_likeliest(temperature):
+    logits = torch.tensor([-1e30, 5.0, 4.0, 2.0])
+    assert Chooser(Sampling(temperature=temperature), (1,)).choose(logits) == 1
+
+
 def test_the_last_draw_of_all_still_names_a_token():
     assert _draw(torch.zeros(7), 0, 1.0, np.nextafter(1.0, 0.0)) == 6
 

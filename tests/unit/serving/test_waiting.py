@@ -31,3 +31,36 @@ def test_the_line_is_bounded_and_leaving_makes_room():
     assert not queue.remove("a", "x")
     queue.push("b", "y")
     assert list(queue) == ["y"]
+
+
+def test_turns_are_counted_in_rows():
+    queue = FairQueue(100)
+    for i in range(3):
+        queue.push("wide", f"wide-{i}", rows=3)
+    for i in range(8):
+        queue.push("calm", f"calm-{i}")
+    order = [queue.pop(lambda _: True, room=8) for _ in range(11)]
+    assert [item[:4] for item in order[:9]] == ["wide", *["calm"] * 3] * 2 + ["wide"]
+
+
+def test_who_comes_back_for_every_item_gets_no_more_turns_than_who_waits():
+    queue = FairQueue(100)
+    for i in range(9):
+        queue.push("calm", f"calm-{i}")
+    order = []
+    for _ in range(8):
+        if "wide" not in queue:
+            queue.push("wide", "wide", rows=4)
+        order.append(queue.pop(lambda _: True, room=8))
+    assert order.count("wide") == 2
+
+
+def test_what_needs_more_room_than_there_is_is_not_overtaken():
+    queue = FairQueue(100)
+    queue.push("a", "wide", rows=3)
+    queue.push("b", "narrow")
+    assert queue.pop(lambda _: True, room=2) is None
+    assert len(queue) == 4
+    assert queue.pop(lambda item: item != "wide", room=2) == "narrow"  # its adapter is not there
+    assert queue.pop(lambda _: True, room=3) == "wide"
+    assert len(queue) == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from handbill.clients.checks import check_shop
+from handbill.clients.markets import find_shops
 from handbill.clients.shop import ShopData, load_shop, split_users
 from handbill.errors import InputError
 from handbill.generator.claims.checker import blocks, check
@@ -55,9 +56,9 @@ def test_the_same_seed_gives_the_same_bytes(market, tmp_path):
     assert digest_of(tmp_path) != DIGEST
 
 
-def test_every_shop_is_fit_for_private_training(shops):
-    for shop in shops:
-        report = check_shop(shop)
+def test_every_shop_is_fit_for_private_training(market):
+    for source in find_shops(market):
+        report = check_shop(source)
         assert report.warnings == ()
         assert report.users == 400
         assert 40 <= report.items <= 60

@@ -1,0 +1,236 @@
+"""One pass over a shop's tables: what becomes of every record, one at a time.
+
+Every record of every table comes out exactly once: usable, or a reject with its place and reason.
+Memory does not grow with the tables: what has to be remembered is in a :class:`Spool`. Nothing here
+prints or logs what a record holds.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from handbill.clients.cleaning import EVENT_KINDS, clean_cells, month_of
+from handbill.clients.descriptions import KEYS, ShopSource, TableSpec
+from handbill.clients.rejects import Reject
+from handbill.clients.spool import Spool
+from handbill.clients.tables import Record
+from handbill.generator.prompts import CopyRequest, Example
+
+# Side table -> the field that rows point at it by.
+SIDES: Final = {"products": "item", "shoppers": "user"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one record. Its ``repr`` shows nothing of the record.
+
+    Attributes:
+        table: Section of the description it belongs to.
+        reject: Set when it was set aside.
+        example: Copy to learn from: a shopper's row, a described product, published copy.
+        event: Kind of event.
+        month: When it was, such as 2025-03; "" when that is not known.
+    """
+
+    table: str
+    reject: Reject | None = None
+    example: Example | None = field(default=None, repr=False)
+    event: str = ""
+    month: str = ""
+
+
+class ShopReader:
+    """Reads a shop's tables, side tables first.
+
+    Attributes:
+        read: Records of each section that are this shop's.
+        masked: Kind of personal data to how often it was masked in text that is kept.
+    """
+
+    def __init__(self, source: ShopSource, spool: Spool) -> None:
+        """Read ``source`` and remember in ``spool``, which is new."""
+        self.source = source
+        self.read: Counter[str] = Counter()
+        self.masked: Counter[str] = Counter()
+        self._spool = spool
+        self._specs: dict[str, TableSpec] = {
+            name: spec for name in KEYS if (spec := getattr(source, name)) is not None
+        }
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every record's outcome: side tables, rows, published copy, the catalogue, events.
+
+        A usable record of a side table has an outcome only when it is a product with a description.
+
+        Raises:
+            InputError: A table cannot be read.
+        """
+        for table in ("products", "shoppers"):
+            if table in self._specs:
+                yield from self._side_table(table)
+        yield from self._rows()
+        if "published" in self._specs:
+            yield from self._published()
+        yield from self._catalogue()
+        if "events" in self._specs:
+            yield from self._events()
+
+    def _cleaned(self, table: str) -> Iterator[tuple[Record, dict[str, str], str]]:
+        """This shop's records of a table with their cells, or with why they cannot be used."""
+        spec = self._specs[table]
+        for record in spec.table.records():
+            mine, problem = _belongs(record, spec)
+            if not mine:
+                continue
+            self.read[table] += 1
+            cells: dict[str, str] = {}
+            if not problem:
+                cells, problem = clean_cells(
+                    record, spec.columns, must=_filled(table), masked=self.masked
+                )
+            yield record, cells, problem
+
+    def _set_aside(self, table: str, record: Record, reason: str) -> Outcome:
+        place = self._specs[table].table
+        reject = Reject(
+            table=table,
+            name=place.name,
+            place=place.place,
+            line=record.line,
+            reason=reason,
+            raw=record.raw,
+        )
+        return Outcome(table=table, reject=reject)
+
+    def _side_table(self, table: str) -> Iterator[Outcome]:
+        column = self._specs[table].columns[SIDES[table]]
+        for record, cells, problem in self._cleaned(table):
+            if problem:
+                key = record.values.get(column, "").strip()
+                self._spool.put(table, key, record.line, None)
+                yield self._set_aside(table, record, problem)
+                continue
+            if before := self._spool.put(table, cells.pop(SIDES[table]), record.line, cells):
+                twice = f"{column}: the same as on line {before}; the first one stands"
+                yield self._set_aside(table, record, twice)
+
+    def _rows(self) -> Iterator[Outcome]:
+        for record, cells, cell_problem in self._cleaned("rows"):
+            problem = cell_problem or self._join("rows", cells)
+            if not problem and not cells.get("title"):
+                problem = "empty title: neither the row nor its product has one"
+            if not problem:
+                month = month_of(cells.pop("time", ""))
+                example = self._example(cells, self.source.info.scenario)
+                first = self._spool.first_seen(_identity(example), record.line)
+                if first == record.line:
+                    yield Outcome(table="rows", example=example, month=month)
+                    continue
+                problem = f"the same row as line {first}"
+            yield self._set_aside("rows", record, problem)
+
+    def _published(self) -> Iterator[Outcome]:
+        """The shop's own copy, in which no shopper is: who is in it cannot even be named."""
+        for record, cells, cell_problem in self._cleaned("published"):
+            problem = cell_problem or self._join("published", cells)
+            if not problem and not cells.get("title"):
+                problem = "empty title: neither the row nor its product has one"
+            if not problem:
+                example = self._example({"user": "", "item": "", **cells}, "product_description")
+                first = self._spool.first_seen(("published", *_identity(example)), record.line)
+                if first == record.line:
+                    yield Outcome(table="published", example=example)
+                    continue
+                problem = f"the same row as line {first}"
+            yield self._set_aside("published", record, problem)
+
+    def _catalogue(self) -> Iterator[Outcome]:
+        """Every product of the shop that has a name and a description, whoever bought it.
+
+        Where shops share a table of products, only its own column can tell whose a product is:
+        which of them shoppers' rows point at is private.
+        """
+        spec = self.source.products
+        if spec is None or (self.source.rows.where and not spec.where):
+            return
+        for item, fields in self._spool.all_fields("products"):
+            text = fields.pop("description", "")
+            if text and fields.get("title"):
+                cells = {"user": "", "item": item, "text": text, **fields}
+                yield Outcome(table="products", example=self._example(cells, "product_description"))
+
+    def _events(self) -> Iterator[Outcome]:
+        spec = self._specs["events"]
+        for record, cells, cell_problem in self._cleaned("events"):
+            problem = cell_problem
+            for table, key in SIDES.items():
+                if not problem and table in self._specs:
+                    problem = self._unknown(table, cells[key], spec.columns[key])
+            if problem:
+                yield self._set_aside("events", record, problem)
+            else:
+                kind = EVENT_KINDS[cells["kind"].lower()]
+                yield Outcome(table="events", event=kind, month=month_of(cells.get("time", "")))
+
+    def _join(self, table: str, cells: dict[str, str]) -> str:
+        """Fill in what the side tables know; a row's own cells come first."""
+        columns = self._specs[table].columns
+        for side, key in SIDES.items():
+            if side not in self._specs or not cells.get(key):
+                continue
+            if problem := self._unknown(side, cells[key], columns[key]):
+                return problem
+            for name, value in (self._spool.fields(side, cells[key]) or {}).items():
+                # What a product says of itself is no copy's description of it.
+                if table == "rows" or name != "description":
+                    cells[name] = cells.get(name) or value
+        return ""
+
+    def _unknown(self, side: str, key: str, column: str) -> str:
+        """Why a row that points at ``key`` cannot be joined; "" when it can."""
+        name = self._specs[side].table.name
+        found = self._spool.line_of(side, key)
+        if found is None:
+            return f"{column}: not in {name}"
+        line, usable = found
+        return "" if usable else f"{column}: points at {name}:{line}, which was set aside"
+
+    def _example(self, cells: dict[str, str], scenario: str) -> Example:
+        user, item, text = (cells.pop(name) for name in ("user", "item", "text"))
+        language = cells.pop("language", "") or self.source.info.language
+        request = CopyRequest(**cells, language=language, scenario=scenario)
+        return Example(user=user, item=item, request=request, text=text)
+
+
+def _filled(table: str) -> tuple[str, ...]:
+    """Fields whose cells may not be empty; of a side table only its key."""
+    return (SIDES[table],) if table in SIDES else KEYS[table][0]
+
+
+def _identity(example: Example) -> tuple[str, ...]:
+    """Everything that is learnt from a row; rows that agree in it are the same row."""
+    asked = example.request
+    return (
+        *(example.user, example.item, example.text, asked.title, asked.description),
+        *(asked.category, asked.brand, asked.price, asked.shopper, asked.tone, asked.language),
+    )
+
+
+def _belongs(record: Record, spec: TableSpec) -> tuple[bool, str]:
+    """Whether a record is this shop's, and why that cannot be told if it cannot.
+
+    A row nobody can place is set aside by every shop that shares the table: better named more
+    than once than lost.
+    """
+    if not spec.where:
+        return True, record.problem
+    if record.problem:
+        return True, f"{record.problem}; whose row of the shared table it is cannot be told"
+    for column, wanted in spec.where.items():
+        value = record.values.get(column, "").strip()
+        if not value:
+            return True, f"{column}: empty, so whose row of the shared table it is cannot be told"
+        if value != wanted:
+            return False, ""
+    return True, ""
