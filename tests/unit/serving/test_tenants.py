@@ -6,6 +6,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+import handbill.serving.canary_repository  # noqa: F401 - its table is compared, too
 from handbill.errors import InputError, MissingError
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import InvalidKeyError
