@@ -77,7 +77,12 @@ async def begin(
 ) -> Begun:
     """Begin an answer and its pieces; copy for a product only if it passes the check."""
     caller = asked.caller
-    route = gateway.route(caller, body.model, adapter=tracking.adapter if tracking else "")
+    route = gateway.route(
+        caller,
+        body.model,
+        who=body.written_for or asked.request,
+        adapter=tracking.adapter if tracking else "",
+    )
     n = body.answers(gateway.config)
     if len(prompts) * max(n, body.num_beams or 1) > gateway.config.max_choices:
         raise BadRequestError(f"prompt: at most {gateway.config.max_choices} answers at once")

@@ -126,14 +126,17 @@ class Gateway:
 
     def models(self, caller: Caller) -> list[str]:
         """Every name the caller may use, all of them for what it is served now."""
-        return _names(caller, self._registry.route(caller.tenant))
+        routes = self._registry.choices(caller.tenant, "")
+        return list(dict.fromkeys(name for route in routes for name in _names(caller, route)))
 
-    def route(self, caller: Caller, model: str, *, adapter: str = "") -> Route:
+    def route(self, caller: Caller, model: str, *, who: str = "", adapter: str = "") -> Route:
         """What the caller is served. The tenant decides, the name can only agree.
 
         Args:
             caller: Who asks.
             model: A name of what the caller is served now.
+            who: The answer is for: decides whether a candidate that is tried writes it, where the
+                name fits both.
             adapter: Of a variant in an experiment; decides in the name's place.
 
         Raises:
@@ -145,10 +148,10 @@ class Gateway:
             if variant is None:
                 raise UnavailableError("This variant's adapter is not published now.")
             return variant
-        route = self._registry.route(caller.tenant)
-        if model not in _names(caller, route):
-            raise ModelNotFoundError
-        return route
+        for route in self._registry.choices(caller.tenant, who):
+            if model in _names(caller, route):
+                return route
+        raise ModelNotFoundError
 
     async def run(self, job: Job) -> AsyncGenerator[tuple[int, Delta], None]:
         """Stream the answers, each piece with its answer's index.

@@ -97,6 +97,7 @@ _TEXT_FIELDS: Final = {
     "logit_bias": "Added to the logits of tokens, by id; at most 1024.",
     "no_repeat_ngram_size": "No run of so many tokens comes twice; 0 is off.",
     "min_tokens": "The model does not end the answer before.",
+    "user": "Whom the text is for: while a new model is tried on some, the same one gets the same model. Not kept.",
     "num_beams": "Above 1, search for the likeliest answers with so many beams; not streamed.",
     "length_penalty": "Of a search: above 0 favours longer answers.",
     "early_stopping": "Of a search: when it ends, as in transformers.",

@@ -178,6 +178,7 @@ def gateway_app(config: ServingConfig, base: BaseModel, *, local: bool = True) -
     from transformers import AutoTokenizer
 
     from handbill.serving.api import create_app
+    from handbill.serving.canaries import Canaries
     from handbill.serving.gateway import Gateway
     from handbill.serving.registry import Registry, Verifier
     from handbill.serving.repository import DatabaseMarks
@@ -187,7 +188,9 @@ def gateway_app(config: ServingConfig, base: BaseModel, *, local: bool = True) -
         config,
         engine=RemoteEngine(serve.get_deployment_handle(ENGINE, app_name=APP)),
         registry=Registry(
-            Verifier(config.registry, base, kek=config.kek), DatabaseMarks(config.url)
+            Verifier(config.registry, base, kek=config.kek),
+            DatabaseMarks(config.url),
+            Canaries(config.url),
         ),
         tenants=open_tenants(config),
         tokenizer=AutoTokenizer.from_pretrained(base.path, local_files_only=True),

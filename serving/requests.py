@@ -17,7 +17,7 @@ Text = Annotated[str, Field(max_length=_TEXT)]
 Field200 = Annotated[str, Field(max_length=200)]
 
 # Sent by clients, of no effect on an answer here.
-_IGNORED: Final = {"user", "metadata", "store", "service_tier", "safety_identifier"}
+_IGNORED: Final = {"metadata", "store", "service_tier", "safety_identifier"}
 # Not supported, unless they ask for nothing.
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "logprobs": (None, False),
@@ -66,6 +66,12 @@ class Generation(BaseModel):
     early_stopping: bool | Literal["never"] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    user: Field200 | None = None
+
+    @property
+    def written_for(self) -> str:
+        """Whom the text is for, where the request says so. It is never kept."""
+        return self.user or ""
 
     @model_validator(mode="before")
     @classmethod
@@ -304,6 +310,11 @@ class CopyBody(Generation):
     feedback: bool = False
     shopper_key: ShopperKey | Literal[""] = ""
     experiment: Annotated[str, Field(max_length=32)] = ""
+
+    @property
+    def written_for(self) -> str:
+        """The shopper, else as for every text."""
+        return self.shopper_key or super().written_for
 
     def request(self) -> CopyRequest:
         """What the generator is asked for.

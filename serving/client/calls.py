@@ -45,6 +45,7 @@ class TextSettings(TypedDict, total=False):
     logit_bias: dict[int, float]
     no_repeat_ngram_size: int
     min_tokens: int
+    user: str
     num_beams: int
     length_penalty: float
     early_stopping: bool | Literal["never"]

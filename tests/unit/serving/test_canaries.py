@@ -176,3 +176,28 @@ def test_a_registry_serves_the_stable_one_again_when_a_trial_is_halted(
     assert set(first(registry)) == {old}
     assert registry.trials() == []
     canaries.close()
+
+
+def test_an_answer_says_which_of_the_two_wrote_it_and_a_name_chooses(service, publisher, adapters):
+    old = service.digests["acme"]
+    new = publisher.seal(adapters.folder(3), "acme", version=9)
+    publisher.point("acme", old, candidate=new, percent=50)
+    service.gateway._registry.refresh()
+
+    def ask(path, **fields):
+        body = service.bodies[path] | {"max_tokens": 1} | fields
+        answer = service.post(path, body).json()
+        return answer.get("version") or answer["system_fingerprint"].split("-")[1]
+
+    chat, people = "/v1/chat/completions", [f"p{number}" for number in range(8)]
+    first = [ask(chat, user=who) for who in people]
+    assert set(first) == {"v1", "v9"}
+    assert [ask(chat, user=who) for who in people] == first
+    by_shopper = [ask("/v1/copy", shopper_key=f"shopper-{who}") for who in people]
+    assert set(by_shopper) == {old, new}
+    assert [ask("/v1/copy", shopper_key=f"shopper-{who}", user="u") for who in people] == by_shopper
+    for name, version in (("acme@1", "v1"), ("acme@9", "v9"), (new, "v9")):
+        assert {ask(chat, user=who, model=name) for who in people} == {version}
+    listed = {model["id"] for model in service.send("GET", "/v1/models").json()["data"]}
+    assert {"acme", "acme@1", "acme@9", old, new} <= listed
+    assert service.post(chat, service.bodies[chat] | {"model": "bolt@9"}).status_code == 404
