@@ -1,6 +1,6 @@
 """Secure sums over a bad network: slow, with connections cut, and silent for a while.
 
-Two rounds by default. ``HANDBILL_TEST_NETWORK=full`` plays twenty (some half an hour), all of them on the bad
+Two rounds by default. ``BAD_NETWORK=full`` plays twenty (some half an hour), all of them on the bad
 network, with a minute's silence in the second.
 """
 
@@ -19,7 +19,7 @@ from handbill.simulations.grammar import Draws, read_vocabulary
 from handbill.simulations.market import write_shop
 
 SHOPS = tuple(f"shop-{letter}" for letter in "abcdef")
-FULL = os.environ.get("HANDBILL_TEST_NETWORK") == "full"
+FULL = os.environ.get("BAD_NETWORK") == "full"
 ROUNDS, DEADLINE_S = (20, 240.0) if FULL else (2, 60.0)
 DELAY_S, LOST, SILENT_S = (0.25, 0.2, 60.0) if FULL else (0.05, 0.0, 10.0)
 RUN = "network"
