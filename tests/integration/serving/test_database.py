@@ -1,4 +1,4 @@
-"""Quotas and batches of the serving database, on SQLite and on PostgreSQL."""
+"""Everything the serving database holds, on SQLite and on PostgreSQL."""
 
 import threading
 import time
@@ -7,12 +7,18 @@ from datetime import timedelta
 
 import pytest
 
+from handbill.errors import MissingError
 from handbill.serving.batch.store import MAX_UNFINISHED, open_batches
+from handbill.serving.canaries import Canaries
 from handbill.serving.config import ServingConfig
-from handbill.serving.errors import ConflictError, RateLimitError
+from handbill.serving.errors import ConflictError, InvalidKeyError, RateLimitError
+from handbill.serving.experiments.design import Design, Variant
+from handbill.serving.feedback.bodies import EventBody
+from handbill.serving.feedback.store import Served, open_feedback
 from handbill.serving.orm import utc_now
 from handbill.serving.quotas import open_quotas
-from handbill.serving.repository import Usage
+from handbill.serving.registry import Route, Trial
+from handbill.serving.repository import DatabaseMarks, Usage
 from handbill.serving.tenants import Caller, open_tenants
 
 pytestmark = pytest.mark.integration
@@ -94,3 +100,75 @@ def test_batches_are_filled_leased_ended_and_expire(config):
         batches.make(ACME, {}, [], name="", more=True)
     assert repository.purge(utc_now() + timedelta(days=8)) == MAX_UNFINISHED + 1
     batches.close()
+
+
+def test_keys_rules_reviews_and_marks(config):
+    tenants = open_tenants(config)
+    key = tenants.new_key("acme")
+    caller = tenants.authenticate(key.reveal())
+    assert caller.tenant == "acme"
+    tenants.revoke(caller.key)
+    with pytest.raises(InvalidKeyError):
+        tenants.authenticate(key.reveal())
+    rule = tenants.house.add("acme", "brand", "Fern")
+    assert [row["id"] for row in tenants.house.list("acme")] == [rule]
+    tenants.house.remove("acme", rule)
+    facts = {"request": "r", "artifact": "a", "title": "Lamp"}
+    review = tenants.reviews.keep("acme", "The best lamp.", **facts)
+    decided = tenants.reviews.decide("acme", review, "reject", key="k")
+    assert (decided["state"], tenants.reviews.list("acme")) == ("rejected", [])
+    with pytest.raises(ConflictError):
+        tenants.reviews.decide("acme", review, "approve", key="k")
+    tenants.close()
+    marks = DatabaseMarks(config.url)
+    for serial in (1, 3, 2):
+        marks.write("acme", serial, f"sha256:{serial}")
+    assert marks.read("acme") == (3, "sha256:3")
+
+
+def test_feedback_and_experiments(config):
+    feedback = open_feedback(config)
+    design = Design(name="tone", variants=(Variant(name="plain"), Variant(name="warm")))
+    experiment = feedback.experiments.create("acme", design)["id"]
+    given = feedback.experiments.give("acme", experiment, "shopper-1")
+    assert feedback.experiments.give("acme", experiment, "shopper-1") == given
+    served = Served(
+        id="hb-1-0",
+        facts={"version": "v"},
+        shopper="shopper-1",
+        experiment=experiment,
+        variant=given.number,
+    )
+    feedback.keep("acme", served)
+    events = [
+        EventBody(id=f"e{number}", copy_id="hb-1-0", kind=kind, shopper="shopper-1")
+        for number, kind in enumerate(("impression", "click"))
+    ]
+    assert [feedback.take("acme", events).accepted for _ in range(2)] == [2, 0]
+    rows, _ = feedback.export("acme", after=0, limit=10)
+    assert [row["kind"] for row in rows] == ["impression", "click"]
+    assert feedback.experiments.show("acme", experiment)["result"]["waiting"] == 1
+    assert feedback.experiments.stop("acme", experiment)["state"] == "stopped"
+    assert feedback.forget_shopper("acme", "shopper-1")["events"] == 2
+    assert feedback.export("acme", after=0, limit=10)[0] == []
+    with pytest.raises(MissingError):
+        feedback.take("acme", events)
+    feedback.close()
+
+
+def test_a_candidate_that_fails_is_sent_back_for_all_gateways(config):
+    route = Route(adapter="sha256:b", digest="sha256:b", kind="tenant", version=2)
+    trial = Trial(channel="acme", serial=2, candidate=route, stable="sha256:a", percent=50)
+    gateways = [Canaries(config.url) for _ in range(2)]
+    assert [gateway.halted(trial) for gateway in gateways] == [False, False]
+    tenants = open_tenants(config)
+    facts = {"request": "r", "endpoint": "/v1/copy", "prompt_tokens": 1, "completion_tokens": 1}
+    for number in range(60):
+        artifact, outcome = (("sha256:b", "error"), ("sha256:a", "done"))[number % 2]
+        later = utc_now() + timedelta(seconds=1)
+        how = {"artifact": artifact, "outcome": outcome, "duration_ms": 1, "started_at": later}
+        tenants.record(Usage(tenant="acme", key="k", **facts, **how))
+    tenants.close()
+    assert [gateway.halted(trial) for gateway in gateways] == [True, True]
+    for gateway in gateways:
+        gateway.close()
