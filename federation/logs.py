@@ -12,7 +12,8 @@ class FieldsFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Time, level, logger, event, fields; a traceback follows below."""
-        fields = {k: v for k, v in vars(record).items() if k not in _PLAIN}
+        # Not what a library's record factory adds, such as Ray's _ray_timestamp_ns.
+        fields = {k: v for k, v in vars(record).items() if k not in _PLAIN and k[0] != "_"}
         shown = "".join(f" {name}={str(value)!r}" for name, value in sorted(fields.items()))
         event, *trace = super().format(record).split("\n", 1)
         return "\n".join([event + shown, *trace])

@@ -24,3 +24,9 @@ def test_a_traceback_comes_below_the_fields():
     first, *rest = shown.splitlines()
     assert first == "INFO failed round='3'"
     assert rest[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_what_a_library_adds_to_every_record_is_no_field():
+    assert line(msg="failed", _ray_timestamp_ns="1795703399589508568", round=3) == (
+        "INFO failed round='3'"
+    )
