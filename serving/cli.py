@@ -42,13 +42,16 @@ def serve(
     registry: Annotated[
         Path | None, typer.Option(help="Registry folder; HOME/server/registry if not given.")
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of 127.0.0.1 for Prometheus; none if not given.")
+    ] = None,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", help="Stop when the process that started it ends.")
     ] = False,
 ) -> None:
     """Serve copy to tenants until Ctrl-C. Other settings: HANDBILL_SERVING_<FIELD>."""
     given = {"host": host, "port": port, "base": base, "device": device, "registry": registry}
-    config = open_config(home, replicas=replicas, **given)
+    config = open_config(home, replicas=replicas, metrics_port=metrics_port, **given)
     stopped = threading.Event()
     parent = os.getppid()
     # Until the service is up, a signal must break the start, and what was started is stopped.

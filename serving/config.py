@@ -84,6 +84,8 @@ class ServingConfig:
             so how long an experiment may run; 0 keeps nothing.
         feedback_kek: File of the key-encryption key of feedback; ``keys/vault.kek`` in ``state``
             when empty.
+        metrics_port: Port of 127.0.0.1 with figures for Prometheus; 0 is none.
+        access_log: File that gets a line of JSON for every request for text; none when empty.
     """
 
     registry: Path
@@ -123,6 +125,8 @@ class ServingConfig:
     batch_days: float = 7.0
     feedback_days: float = 90.0
     feedback_kek: str = ""
+    metrics_port: int = 0
+    access_log: str = ""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -141,8 +145,9 @@ class ServingConfig:
             raise InputError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.device not in {"cpu", "cuda"}:
             raise InputError(f"device={self.device!r} is not cpu or cuda")
-        if not 0 <= self.port <= 65535:
-            raise InputError(f"port={self.port} not in [0, 65535]")
+        for name in ("port", "metrics_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise InputError(f"{name}={getattr(self, name)} not in [0, 65535]")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:
             raise InputError("poll_s and requests_per_minute must be positive")
         for name in ("feedback_days", "batch_days"):

@@ -1,7 +1,6 @@
 """From an authenticated request to answers: route, limits, engine, usage. No HTTP here."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -16,6 +15,7 @@ from handbill.serving.config import ServingConfig
 from handbill.serving.errors import ModelNotFoundError, UnavailableError
 from handbill.serving.feedback.store import open_feedback
 from handbill.serving.limits import Strangers
+from handbill.serving.measures import Measures
 from handbill.serving.orm import utc_now
 from handbill.serving.quotas import Grant, open_quotas
 from handbill.serving.registry import Registry, Route
@@ -24,8 +24,6 @@ from handbill.serving.schemas import SchemaTrial
 from handbill.serving.sequences import Delta, Engine, EngineStats, Sampling, Sequence
 from handbill.serving.streams import Split, merge
 from handbill.serving.tenants import Caller, Tenants
-
-log = logging.getLogger(__name__)
 
 # A registry that was not looked at for so many polls is stale.
 _STALE_POLLS = 30
@@ -108,9 +106,11 @@ class Gateway:
         self.schemas = SchemaTrial(tokenizer)
         self._engine = engine
         self._registry = registry
+        self.measures = Measures(config, engine.stats, registry)
 
     def start(self) -> None:
-        """Begin to follow the registry."""
+        """Begin to follow the registry; called in the event loop that answers requests."""
+        self.measures.start()
         self._registry.start(self.config.poll_s)
         self.feedback.start()
         self.quotas.start()
@@ -118,6 +118,7 @@ class Gateway:
     def close(self) -> None:
         """Stop following the registry; write what usage is left."""
         self._registry.close()
+        self.measures.close()
         self.feedback.close()
         self.schemas.close()
         self.tenants.close()
@@ -164,12 +165,13 @@ class Gateway:
             job.caller.tenant, job.rows, tokens=most, background=job.background
         ) as spent:
             started_at, started_s, written = utc_now(), time.monotonic(), 0
-            outcome = "disconnect"
+            outcome, first_s = "disconnect", None
             try:
                 if job.sampling.json_schema:
                     await self.schemas.check(job.caller.tenant, job.sampling.json_schema)
                 async with aclosing(merge(self._streams(job), each=job.n)) as pieces:
                     async for index, delta in pieces:
+                        first_s = first_s or time.monotonic() - started_s
                         written += delta.n_tokens
                         yield index, delta
                 outcome = "done"
@@ -191,7 +193,7 @@ class Gateway:
                 )
                 spent.tokens = job.prompt_tokens + written
                 self.tenants.record(usage)
-                log.info("request_ended", extra={"tenant": usage.tenant, "outcome": outcome})
+                self.measures.ended(usage, first_s=first_s)
 
     @asynccontextmanager
     async def admit(

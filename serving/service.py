@@ -67,8 +67,11 @@ def start_service(config: ServingConfig) -> str:
         registry=config.registry.resolve(),
         kek=config.kek and str(Path(config.kek).resolve()),
         state=config.state.resolve(),
-        port=_free_port(config),
+        access_log=_opened(config.access_log),
+        port=_free_port(config.host, config.port, "--port"),
     )
+    if config.metrics_port:
+        _free_port("127.0.0.1", config.metrics_port, "--metrics-port")
     open_tenants(config).close()  # bad database, bad pepper: say so here, not in a replica's log
     folder = _new_folder()
     _running.append((folder, start_watchdog(folder)))
@@ -145,15 +148,27 @@ def _start_app(config: ServingConfig, base: BaseModel) -> None:
     )
 
 
-def _free_port(config: ServingConfig) -> int:
+def _opened(access_log: str) -> str:
+    """The file's whole path, once it was opened: a replica's working folder is another."""
+    if not access_log:
+        return ""
+    path = Path(access_log).resolve()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(f"access_log={access_log}: {error.strerror}") from error
+    return str(path)
+
+
+def _free_port(host: str, port: int, option: str) -> int:
     """The port to listen on (a free one for port 0), or an error now instead of a retry loop."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((config.host, config.port))
+            probe.bind((host, port))
         except OSError as error:
             raise InputError(
-                f"port {config.port} on {config.host}: {error.strerror}; choose another with --port"
+                f"port {port} on {host}: {error.strerror}; choose another with {option}"
             ) from error
         return int(probe.getsockname()[1])
 
