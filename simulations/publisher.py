@@ -1,5 +1,6 @@
 """Adapters of random numbers, signed and published: what a service is tried with when no training is needed."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,14 +27,22 @@ class RandomPublisher:
         home: Where.
         base: What the adapters are for.
         layers: Which layers they change.
+        rank: Of the adapters.
         scale: Standard deviation of their numbers.
     """
 
     def __init__(
-        self, home: Path, base: BaseModel, *, layers: tuple[int, ...] = (1,), scale: float = 1.0
+        self,
+        home: Path,
+        base: BaseModel,
+        *,
+        layers: tuple[int, ...] = (1,),
+        rank: int = 4,
+        scale: float = 1.0,
     ) -> None:
         self.registry = home / "server" / "registry"
-        self._home, self._base, self._layers, self._scale = home, base, layers, scale
+        self._home, self._base, self._scale = home, base, scale
+        self._spec = AdapterSpec(rank=rank, layers=layers)
         self._key = load_or_create_key(home / "server" / "keys" / "publisher.pem")
         self._serial = 0
 
@@ -44,7 +53,7 @@ class RandomPublisher:
         """
         seed = version if seed is None else seed
         folder = self._home / "adapters" / f"{tenant}-{version}"
-        spec = AdapterSpec(rank=4, layers=self._layers, seed=seed)
+        spec = replace(self._spec, seed=seed)
         draws = np.random.default_rng(seed)
         tensors = {
             name: (self._scale * draws.standard_normal(shape)).astype(np.float32)
