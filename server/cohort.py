@@ -1,7 +1,7 @@
 """Who is asked in a round: enrolled, connected, and not given up on for now."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -15,13 +15,15 @@ from handbill.server.registry import Registry
 from handbill.server.settings import SETTINGS_FILE, ServerSettings
 
 WAIT_S: Final = 180.0
+# A SuperNode says every 30 s that it is there; after the server's clock has jumped ahead, all seem gone till then.
+RETURN_S: Final = 45.0
 
 
 class Cohort:
     """The merchants of a run, and which of them are there.
 
-    Roster and quarantine are looked up before each attempt (:meth:`wait`), not at each look: who was
-    revoked meanwhile is asked no more.
+    Roster and quarantine are looked up before each attempt: who was revoked meanwhile is asked no
+    more.
     """
 
     def __init__(self, transport: Transport, registry: Registry, settings: ServerSettings) -> None:
@@ -47,15 +49,15 @@ class Cohort:
                 f"which the policy of every merchant must allow"
             )
 
-    def now(self) -> Mapping[str, Ed25519PublicKey]:
-        """Whom the next round asks, with the key each signs with."""
-        online = set(self._transport.merchants()) - self._away
-        return {
-            merchant: key for merchant, key in self.roster.members.items() if merchant in online
-        }
-
-    def wait(self) -> None:
+    def wait(self, *, again: Collection[str] = ()) -> Mapping[str, Ed25519PublicKey]:
         """Wait, not for ever, until enough merchants are there.
+
+        Args:
+            again: Merchants of an attempt that failed: those who went away meanwhile are given
+                :data:`RETURN_S` to come back.
+
+        Returns:
+            Whom the round asks, with the key each signs with.
 
         Raises:
             RoundError: They did not come within :data:`WAIT_S`.
@@ -64,14 +66,25 @@ class Cohort:
         with self._registry.database.begin() as uow:
             self._away = quarantined(uow.rounds.all(), after=self._settings.quarantine_after)
         enrolled = len(self.roster.members)
-        until = time.monotonic() + WAIT_S
-        while len(self.now()) < min(enrolled, self._fewest):
-            if time.monotonic() > until:
+        began = time.monotonic()
+        missed = set(again) & self.roster.members.keys() - self._away
+        while True:
+            there, waited = self._there(), time.monotonic() - began
+            enough = len(there) >= min(enrolled, self._fewest)
+            if enough and (waited > RETURN_S or missed <= there.keys()):
+                return there
+            if waited > WAIT_S:
                 raise RoundError(
-                    f"{len(self.now())} of {enrolled} enrolled merchants connected "
+                    f"{len(there)} of {enrolled} enrolled merchants connected "
                     f"within {WAIT_S:.0f} s, {self._fewest} needed"
                 )
             time.sleep(0.2)
+
+    def _there(self) -> dict[str, Ed25519PublicKey]:
+        online = set(self._transport.merchants()) - self._away
+        return {
+            merchant: key for merchant, key in self.roster.members.items() if merchant in online
+        }
 
 
 def quarantined(rounds: Iterable[Round], *, after: int) -> set[str]:

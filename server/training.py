@@ -7,7 +7,7 @@ knows Flower or SQL; it speaks to a :class:`~handbill.federation.transport.Trans
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -133,10 +133,9 @@ class Training:
 
     def ping(self, run: str) -> RoundOutcome:
         """One round without training or budget: what a round costs by itself."""
-        self._cohort.wait()
         outcome = run_round(
             self._transport,
-            self._plan(run, 1, 0, "ping", cohort=self._cohort.now()),
+            self._plan(run, 1, 0, "ping", cohort=self._cohort.wait()),
             {},
             key=self._key,
             fold=_nothing_to_fold,
@@ -214,14 +213,16 @@ class Training:
         self, run: str, number: int, stage: RoundStage, take: Callable[[Round], None]
     ) -> None:
         """Open a round and take it; abandon it and try again if it cannot be committed."""
+        failed: Collection[str] = ()
         for attempts_left in reversed(range(ATTEMPTS)):
-            self._cohort.wait()
-            attempt = self._registry.open_round(run, number, stage, list(self._cohort.now()))
+            there = self._cohort.wait(again=failed)
+            attempt = self._registry.open_round(run, number, stage, list(there))
             try:
                 take(attempt)
             except RoundError as error:
                 self._registry.abandon_round(attempt, str(error))
                 self.progress.note("abandoned", run=run, round=number, reason=str(error))
+                failed = attempt.cohort
                 if not attempts_left:
                     raise
             else:
