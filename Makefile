@@ -75,6 +75,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/python benchmarks/serving_mixed.py
 	@$(BIN)/python benchmarks/serving_publish.py
 	@$(BIN)/python benchmarks/serving_load.py
+	@$(BIN)/python benchmarks/serving_scale.py
 	@$(BIN)/python benchmarks/dp_training.py
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_training.py --recipe $(DATA),true)
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_utility.py --data $(DATA),true)
