@@ -104,6 +104,7 @@ class Measures:
             usage: What it used.
             first_s: From its beginning to the first piece of its answer; None if none came.
         """
+        log.info("request_ended", extra={"tenant": usage.tenant, "outcome": usage.outcome})
         endpoint = usage.endpoint
         self._requests.labels(endpoint, usage.outcome).inc()
         self._tokens.labels("prompt").inc(usage.prompt_tokens)
