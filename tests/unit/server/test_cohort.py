@@ -1,13 +1,15 @@
-"""Quarantine: who fails again and again is not waited for in a while, and comes back."""
+"""Who is waited for and for how long; who fails again and again is not, in a while."""
 
 import pytest
 
-from handbill.errors import HandbillError
+from handbill.errors import HandbillError, RoundError
 from handbill.federation.messages import Recipe
+from handbill.server import cohort
 from handbill.server.cohort import quarantined
 from handbill.server.records import Round
 
 ALL = ["ann", "bob", "cem"]
+SHOPS = ("shop-a", "shop-b", "shop-c")
 
 
 def history(*rounds, stage="global", status="committed"):
@@ -92,3 +94,43 @@ def test_who_is_revoked_in_a_run_is_not_asked_again_and_who_is_enrolled_is(make)
     one.handlers["shop-a"] = handler
     one.train(recipe=Recipe(rounds=4, personal_steps=0, expected_users=8))
     assert ["shop-c" in r.cohort for r in one.rounds()] == [True, False, False, True]
+
+
+def test_a_merchant_that_is_away_between_two_rounds_is_waited_for(one, monkeypatch):
+    away = {"shop-a", "shop-b"}
+    one.cable.absent = [(), away, away, ()]  # the first look is round 1's
+    one.train()
+    assert [r.number for r in one.rounds()] == [1, 2, 3]
+    assert one.rounds("abandoned") == []
+    assert one.cable.absent == []
+
+
+@pytest.mark.parametrize(("looks", "cohort_after"), [(5, SHOPS), (1000, SHOPS[1:])])
+def test_who_went_away_in_an_attempt_that_failed_is_given_time_to_come_back(
+    one, monkeypatch, looks, cohort_after
+):
+    monkeypatch.setattr(cohort, "RETURN_S", 1.5)
+    handled, lost = dict(one.handlers), {"shop-a", "shop-b"}
+
+    def fails_once(shop):
+        def handle(message):
+            if shop in lost:
+                lost.remove(shop)
+                one.cable.absent = [{"shop-a"}] * looks  # the attempt fails, and shop-a seems gone
+                raise HandbillError("lost on its way")
+            return handled[shop](message)
+
+        return handle
+
+    for shop in sorted(lost):
+        one.handlers[shop] = fails_once(shop)
+    one.train(recipe=Recipe(rounds=1, personal_steps=0, expected_users=8))
+    (again,) = one.rounds()
+    assert (again.attempt, again.survivors) == (2, list(cohort_after))
+
+
+def test_merchants_that_never_come_are_not_waited_for_for_ever(one, monkeypatch):
+    monkeypatch.setattr(cohort, "WAIT_S", 0.3)
+    one.cable.absent = [set(SHOPS)] * 1000
+    with pytest.raises(RoundError, match="0 of 3 enrolled merchants connected"):
+        one.train()

@@ -10,7 +10,7 @@ from handbill.errors import ArtifactError, HandbillError, MissingError, RoundErr
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
 from handbill.generator.artifacts import load_or_create_key, read_channel, verify
-from handbill.server import cohort, training
+from handbill.server import training
 from handbill.server.deletion import forget
 
 SHOPS = ("shop-a", "shop-b", "shop-c")
@@ -194,46 +194,6 @@ def test_a_run_without_enough_merchants_stops_and_the_last_round_stands(one):
         one.train()
     assert [r.number for r in one.rounds()] == [1]
     assert one.registry.last_committed(one.run).number == 1
-
-
-def test_a_merchant_that_is_away_between_two_rounds_is_waited_for(one, monkeypatch):
-    away = {"shop-a", "shop-b"}
-    one.cable.absent = [(), away, away, ()]  # the first look is round 1's
-    one.train()
-    assert [r.number for r in one.rounds()] == [1, 2, 3]
-    assert one.rounds("abandoned") == []
-    assert one.cable.absent == []
-
-
-@pytest.mark.parametrize(("looks", "cohort_after"), [(5, SHOPS[:3]), (1000, SHOPS[1:3])])
-def test_who_went_away_in_an_attempt_that_failed_is_given_time_to_come_back(
-    one, monkeypatch, looks, cohort_after
-):
-    monkeypatch.setattr(cohort, "RETURN_S", 1.5)
-    handled, lost = dict(one.handlers), {"shop-a", "shop-b"}
-
-    def fails_once(shop):
-        def handle(message):
-            if shop in lost:
-                lost.remove(shop)
-                one.cable.absent = [{"shop-a"}] * looks  # the attempt fails, and shop-a seems gone
-                raise HandbillError("lost on its way")
-            return handled[shop](message)
-
-        return handle
-
-    for shop in sorted(lost):
-        one.handlers[shop] = fails_once(shop)
-    one.train(recipe=Recipe(rounds=1, personal_steps=0, expected_users=8))
-    (again,) = one.rounds()
-    assert (again.attempt, again.survivors) == (2, list(cohort_after))
-
-
-def test_merchants_that_never_come_are_not_waited_for_for_ever(one, monkeypatch):
-    monkeypatch.setattr(cohort, "WAIT_S", 0.3)
-    one.cable.absent = [set(SHOPS)] * 1000
-    with pytest.raises(RoundError, match="0 of 3 enrolled merchants connected"):
-        one.train()
 
 
 def test_after_the_rounds_every_merchant_gets_an_adapter_of_its_own(one):
