@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handbill.errors import InputError
-from handbill.generator.prompts import SCENARIOS
+from handbill.generator.scenarios import shipped
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,8 @@ def make_tiny_base(
         special_tokens=specials,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    raw.train_from_iterator([*SCENARIOS.values(), _FRAME, *texts], trainer)
+    asked = [one.languages()["en"].instruction for one in shipped().all.values()]
+    raw.train_from_iterator([*asked, _FRAME, *texts], trainer)
     vocabulary = raw.get_vocab()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,

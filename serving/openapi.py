@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from handbill import __version__
-from handbill.generator.prompts import SCENARIOS
+from handbill.generator.scenarios import shipped
 from handbill.serving.config import ServingConfig
 from handbill.serving.documented import ALWAYS
 from handbill.serving.experiments.design import ALLOCATIONS, METRICS
@@ -27,7 +27,8 @@ _WAITS: Final = {"TooMany", "Unavailable"}
 # What is checked behind the types: ranges of numbers, and what a text may be.
 _RANGES: Final = RANGES | {"top_k": (-1, 2**31)}
 _ONE_OF: Final[dict[tuple[str, str], tuple[str, ...]]] = {
-    ("CopyBody", "scenario"): tuple(SCENARIOS),
+    ("CopyBody", "scenario"): tuple(shipped().all),
+    ("CopyBody", "tone"): ("", *shipped().tones),
     ("HouseRuleBody", "kind"): KINDS,
     ("DecisionBody", "decision"): tuple(DECISIONS),
     ("ExperimentBody", "metric"): METRICS,

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from handbill.generator.prompts import SCENARIOS
+from handbill.generator.scenarios import shipped
 
 DESCRIPTION: Final = """\
 Marketing copy from one shared model, each tenant's with its own adapter.
@@ -125,7 +125,7 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
     | _PRODUCT_FIELDS
     | {
         "shopper": "The shopper's interests in words; empty for copy for everybody.",
-        "scenario": f"What kind of copy: {', '.join(f'`{name}`' for name in SCENARIOS)}.",
+        "scenario": f"What kind of copy: {', '.join(f'`{name}`' for name in shipped().all)}.",
         "tone": "How it is to sound, in words.",
         "language": "BCP 47 tag of the copy.",
         "label": "Where the words that say that a machine wrote it stand in the text.",
