@@ -87,13 +87,9 @@ class Prompt:
 
     def text(self) -> str:
         """The turn of the user."""
-        text = f"{self.instruction}{self.tone}{self.language}\n" + self.said(
-            "product", self.title
-        )
+        text = f"{self.instruction}{self.tone}{self.language}\n" + self.said("product", self.title)
         if self.facts:
-            text += self.said(
-                "facts", self.words["between"].join(value for _, value in self.facts)
-            )
+            text += self.said("facts", self.words["between"].join(value for _, value in self.facts))
         if self.description:
             text += f"\n{self.description}"
         for name in ("reviews", "question"):
@@ -238,7 +234,9 @@ def fit_prompt(
         )
     wants = {name: len(plain_ids(tokenizer, value)) for name, value in given.items() if value}
     shares = _share(max_tokens - needed, wants)
-    cut = {name: _shorten(tokenizer, given[name], n) for name, n in shares.items() if n}
+    cut: dict[str, Any] = {
+        name: _shorten(tokenizer, given[name], n) for name, n in shares.items() if n
+    }
     return replace(prompt, **cut)
 
 

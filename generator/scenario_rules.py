@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from handbill.generator.claims.checker import Finding
 from handbill.generator.claims.folding import fold
+from handbill.generator.claims.lexicon import Severity
 from handbill.generator.prompts import CopyRequest
 from handbill.generator.scenarios import Scenario, Scenarios, shipped
 
@@ -33,7 +34,9 @@ def facts_of(request: CopyRequest, *, scenarios: Scenarios | None = None) -> Cop
     """The request with everything that its scenario takes facts from in the description."""
     scenario = (scenarios or shipped()).get(request.scenario)
     more = [getattr(request, name) for name in scenario.facts]
-    return replace(request, description="\n".join([request.description, *more])) if more else request
+    return (
+        replace(request, description="\n".join([request.description, *more])) if more else request
+    )
 
 
 def fits(text: str, request: CopyRequest, *, scenarios: Scenarios | None = None) -> bool:
@@ -61,7 +64,7 @@ def _said(text: str, request: CopyRequest, scenarios: Scenarios) -> Iterator[Fin
 
 def _length(text: str, scenario: Scenario, language: str) -> Iterator[Finding]:
     least, most = scenario.languages()[language].chars
-    severity = "block" if scenario.strict else "warn"
+    severity: Severity = "block" if scenario.strict else "warn"
     if not least <= len(text) <= most:
         reason = f"{len(text)} characters; this scenario has {least} to {most}"
         yield Finding(min(most, len(text)), len(text), "scenario.length", severity, reason)

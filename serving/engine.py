@@ -106,12 +106,11 @@ class TorchEngine:
 
     async def submit(self, sequence: Sequence) -> AsyncGenerator[Delta, None]:
         """Stream an answer; see :meth:`handbill.serving.sequences.Engine.submit`."""
-        needed = len(sequence.prompt) + sequence.sampling.max_tokens
-        if needed > self._context:
+        longest = len(sequence.scored) or sequence.sampling.max_tokens
+        if len(sequence.prompt) + longest > self._context:
             raise ContextLengthError(
-                f"prompt ({len(sequence.prompt)} tokens) and max_tokens "
-                f"({sequence.sampling.max_tokens}) exceed the context of {self._context}; "
-                f"shorten the text or lower max_tokens"
+                f"prompt ({len(sequence.prompt)} tokens) and max_tokens ({longest}) exceed the "
+                f"context of {self._context}; shorten the text or lower max_tokens"
             )
         if sequence.sampling.num_beams > self._max_batch:
             raise BadRequestError(
@@ -261,33 +260,50 @@ class TorchEngine:
     def _step(self) -> None:
         """One forward pass, and a token for every row that is due one."""
         ids = [row.last for row in self._rows]
-        choosing, spans, done = list(range(len(ids))), [], []
+        choosing, spans = list(range(len(ids))), []
+        run: list[tuple[Prompt[Row], int]] = []
         if self._rows:
             if self._changes is None:
                 self._changes = self._bank.gather([row.request.held for row in self._rows])
             spans.append(Span(self._cache.extend(), self._changes))
         for prompt, count in self._prefill.shares():
             ids += prompt.left[:count]
+            chosen = prompt.choosing(count)
             spans.append(Span(prompt.cache.extend(count), prompt.changes))
-            if not prompt.left:
-                choosing.append(len(ids) - 1)
-                done.append(prompt)
+            choosing += range(len(ids) - chosen, len(ids))
+            run.append((prompt, chosen))
         tokens = torch.tensor(ids, dtype=torch.long, device=self._model.cache_shape.device)
         # Tokens are chosen on the CPU, so that a seed means the same on every device.
         logits = self._model.forward(tokens, spans, choosing).float().cpu()
         of = list(range(len(self._rows)))
-        for index, prompt in enumerate(done, start=len(of)):
-            self._prefill.remove(prompt)
-            self._prefixes.keep(prompt.key, prompt.cache)
-            for row in prompt.rows:
-                row.at = len(self._rows)
-                self._cache.join(prompt.cache)
-                self._rows.append(row)
-                self._changes = None
-                of.append(index)
+        start = len(of)
+        for prompt, chosen in run:
+            stop = start + chosen
+            if prompt.key.scores:
+                self._score(prompt, list(logits[start:stop]))
+            elif not prompt.left:
+                self._prefill.remove(prompt)
+                self._prefixes.keep(prompt.key, prompt.cache)
+                for row in prompt.rows:
+                    row.at = len(self._rows)
+                    self._cache.join(prompt.cache)
+                    self._rows.append(row)
+                    self._changes = None
+                    of.append(start)
+            start = stop
         for request in dict.fromkeys(row.request for row in self._rows):
             self._advance(request, [logits[of[row.at]] for row in request.rows])
         self._tokens += len(self._rows)
+
+    def _score(self, prompt: Prompt[Row], logits: list[Tensor]) -> None:
+        """Read off a piece of a text that is scored; its rows never join the batch."""
+        if logits:
+            for row in prompt.rows:
+                self._advance(row.request, logits)
+        if not prompt.left:
+            self._prefill.remove(prompt)
+            for row in prompt.rows:
+                self._bank.release(row.request.sequence.adapter)
 
     def _advance(self, request: Request, logits: list[Tensor]) -> None:
         try:

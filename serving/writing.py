@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import torch
 from torch import Tensor
 
 from handbill.errors import HandbillError
@@ -15,6 +16,8 @@ from handbill.serving.sampling import Chooser
 from handbill.serving.sequences import Delta, FinishReason, Sequence
 from handbill.serving.stacked import Held
 from handbill.serving.text import TextStream
+
+LEAST: Final = -1e4  # a log-likelihood that stands for "impossible", and can be written as JSON
 
 
 class Writer(Protocol):
@@ -34,7 +37,8 @@ class Writer(Protocol):
         """Go on by one token.
 
         Args:
-            logits: Of every row, shape (vocabulary,), float32, on the CPU.
+            logits: Of every row, shape (vocabulary,), float32, on the CPU; of a text that is scored,
+                of its next tokens.
 
         Returns:
             What is certain now; the last piece of every answer tells why it ended.
@@ -92,6 +96,31 @@ class OneText:
 
     def _piece(self, text: str, n_tokens: int, reason: FinishReason | None) -> Delta:
         return Delta(text=text, n_tokens=n_tokens, finish_reason=reason, index=self._index)
+
+
+class Score:
+    """How likely a given text is, read off while it is run with its prompt; takes no row of the batch.
+
+    Args:
+        sequence: What is asked.
+    """
+
+    def __init__(self, sequence: Sequence) -> None:
+        self.width = 1
+        self.last = [0]
+        self.copies: list[tuple[int, int]] = []
+        self._left = sequence.scored
+        self._logprobs: list[float] = []
+
+    def advance(self, logits: list[Tensor]) -> list[Delta]:
+        """Read the next tokens' log-likelihoods; see :meth:`Writer.advance`."""
+        now, self._left = self._left[: len(logits)], self._left[len(logits) :]
+        logprobs_TV = torch.stack(logits).log_softmax(dim=-1)
+        found = logprobs_TV.gather(1, torch.tensor(now)[:, None])[:, 0]
+        self._logprobs += found.nan_to_num(nan=LEAST).clamp(min=LEAST).tolist()
+        if self._left:
+            return []
+        return [Delta(text="", n_tokens=0, finish_reason="stop", logprobs=tuple(self._logprobs))]
 
 
 @dataclass(eq=False, slots=True)
@@ -152,7 +181,9 @@ def requests_of(
     """What a sequence asks of the engine, for a reader on the running loop."""
     loop, out = asyncio.get_running_loop(), asyncio.Queue[Delta | HandbillError]()
     writers: list[Writer]
-    if sequence.sampling.num_beams > 1:
+    if sequence.scored:
+        writers = [Score(sequence)]
+    elif sequence.sampling.num_beams > 1:
         writers = [BeamSearch(sequence, tokenizer, ends, guide)]
     else:
         writers = [
