@@ -36,7 +36,6 @@ from handbill.serving.gateway import Gateway
 from handbill.serving.requests import ChatBody, CompletionBody, Generation
 from handbill.serving.results import (
     ChatCompletion,
-    CopyResult,
     Health,
     Model,
     ModelList,

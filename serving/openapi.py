@@ -65,6 +65,7 @@ def _document(app: FastAPI, config: ServingConfig) -> dict[str, Any]:
         for operation in operations.values():
             _complete_operation(operation, private=path.startswith("/v1/"))
     most = {"n": config.max_choices, "max_tokens": config.max_tokens}
+    most |= {"candidates": min(config.max_choices, config.max_batch)}
     most |= {"max_completion_tokens": config.max_tokens, "min_tokens": config.max_tokens}
     for name, schema in parts["schemas"].items():
         for field, facts in schema.get("properties", {}).items():
@@ -76,6 +77,8 @@ def _document(app: FastAPI, config: ServingConfig) -> dict[str, Any]:
             if name in _GENERATION:
                 for kind in facts.get("anyOf", ()):
                     _bound(field, kind, most)
+    spoken = "|".join(shipped().words)
+    parts["schemas"]["CopyBody"]["properties"]["language"]["pattern"] = f"^({spoken})([-_].*)?$"
     parts["schemas"]["ForgetBody"]["oneOf"] = _ONE_OF_BOTH
     return found
 
