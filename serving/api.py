@@ -28,6 +28,7 @@ from handbill.serving.batch.api import batch_routes
 from handbill.serving.batch.runner import BatchRunner
 from handbill.serving.claims_api import claims_routes
 from handbill.serving.copy_body import CopyBody
+from handbill.serving.copy_results import CopyResult
 from handbill.serving.documented import documented
 from handbill.serving.errors import ModelNotFoundError
 from handbill.serving.feedback.api import feedback_routes
