@@ -297,13 +297,13 @@ class TorchEngine:
 
     def _score(self, prompt: Prompt[Row], logits: list[Tensor]) -> None:
         """Read off a piece of a text that is scored; its rows never join the batch."""
-        if logits:
-            for row in prompt.rows:
-                self._advance(row.request, logits)
         if not prompt.left:
             self._prefill.remove(prompt)
             for row in prompt.rows:
                 self._bank.release(row.request.sequence.adapter)
+        if logits:
+            for row in prompt.rows:
+                self._advance(row.request, logits)
 
     def _advance(self, request: Request, logits: list[Tensor]) -> None:
         try:

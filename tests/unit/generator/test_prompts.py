@@ -94,7 +94,12 @@ def test_long_fields_are_cut_as_they_were(real):
 
 def test_a_chinese_request_is_asked_in_chinese(real):
     request = CopyRequest(
-        title="登山杖", brand="峰", shopper="喜欢旅行", recent="看了帐篷", tone="warm", language="zh-CN"
+        title="登山杖",
+        brand="峰",
+        shopper="喜欢旅行",
+        recent="看了帐篷",
+        tone="warm",
+        language="zh-CN",
     )
     assert fit_prompt(real, request).text() == (
         "为这位顾客写推荐理由。语气：亲切。\n商品：登山杖（品牌峰）\n顾客：刚才看了帐篷；喜欢旅行"
@@ -116,7 +121,10 @@ def test_a_service_answer_and_a_summary_read_what_they_are_about(real):
 @settings(max_examples=40)
 @given(
     data=st.fixed_dictionaries(
-        dict.fromkeys(FIELDS, st.lists(st.sampled_from([*CONTROLS, "a", "\n", " 灯"]), max_size=9).map("".join))
+        dict.fromkeys(
+            FIELDS,
+            st.lists(st.sampled_from([*CONTROLS, "a", "\n", " 灯"]), max_size=9).map("".join),
+        )
     ),
     scenario=st.sampled_from(["recommendation_reason", "service_answer", "review_summary"]),
 )

@@ -112,7 +112,9 @@ def test_a_file_of_ones_own_is_laid_over_the_shipped_one(tmp_path):
     assert found.get("haiku").lines == 3
     assert found.get("ad_headline").languages()["en"].instruction == "Write five words."
     assert found.get("ad_headline").languages()["en"].chars == (0, 90)
-    assert found.get("ad_headline").languages()["zh"] == shipped().get("ad_headline").languages()["zh"]
+    assert (
+        found.get("ad_headline").languages()["zh"] == shipped().get("ad_headline").languages()["zh"]
+    )
     assert "smoky" in found.tones_of("haiku")
     assert set(shipped().all) == NAMES
 
