@@ -110,7 +110,9 @@ def in_words(piece: dict[str, Any]) -> list[str]:
     """Lines that say how a piece of copy was chosen, what was mended and what it comes from."""
     lines = []
     if chosen := piece.get("chosen"):
-        lines.append(f"best of {chosen['passed']} of {chosen['candidates']} that passed")
+        lines.append(
+            f"{chosen['passed']} of {chosen['candidates']} candidates passed the check; the best of them"
+        )
     lines += [f"mended: {one['before']!r} to {one['after']!r}" for one in piece.get("polished", ())]
     for part in piece.get("explanation", {}).get("parts", ()):
         words = ", ".join(word["text"] for word in part["words"])

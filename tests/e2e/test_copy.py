@@ -4,11 +4,17 @@ The weights are those of the base model (the adapter that is served changes next
 gateway and API are the real ones.
 """
 
+import asyncio
 import math
 
 import pytest
 
 from handbill.generator.base_models import resolve_base
+from handbill.generator.prompts import fit_prompt
+from handbill.generator.scenarios import shipped
+from handbill.serving.copy_body import CopyBody
+from handbill.serving.finishing import Finishing
+from handbill.serving.sequences import Delta
 from handbill.simulations.publisher import RandomPublisher
 from handbill.simulations.served import InProcessService
 
@@ -68,8 +74,7 @@ EXAMPLES = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    """Every example's answer, asked for one after the other with explanation."""
+def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copy")
     base = resolve_base("smollm2-135m")
     publisher = RandomPublisher(folder, base, layers=(29,), rank=1, scale=1e-6)
@@ -78,6 +83,13 @@ def answers(tmp_path_factory):
         folder, base, publisher.registry, tenants=["shop"], max_prompt_tokens=192
     )
     service.refresh()
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def answers(service):
+    """Every example's answer, with explanation."""
     asked = {
         name: {
             **body,
@@ -89,8 +101,7 @@ def answers(tmp_path_factory):
         }
         for name, (body, _) in EXAMPLES.items()
     }
-    yield dict(zip(asked, service.answers("shop", list(asked.values())), strict=True))
-    service.close()
+    return dict(zip(asked, service.answers("shop", list(asked.values())), strict=True))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -111,6 +122,27 @@ def test_a_worked_example_is_answered_checked_and_explained(answers, name):
     assert told["log_likelihood"] < 0 < told["parts"][0]["score"]
 
 
-def test_what_a_product_is_matters_more_than_its_price(answers):
-    parts = {part["text"]: part for part in answers["book-en"]["copies"][0]["explanation"]["parts"]}
-    assert parts["Machine Learning in Action"]["score"] > parts["price 50"]["score"]
+def test_what_a_copy_names_scores_above_what_it_does_not(service):
+    """Of a given text, so that it does not hang on what the model happens to write."""
+    gateway = service._gateway
+    body = CopyBody(**EXAMPLES["book-en"][0], shopper="likes rain", explain=True)
+    product = body.request(shipped())
+    finishing = Finishing(
+        body=body,
+        product=product,
+        prompt=fit_prompt(gateway.tokenizer, product, max_tokens=192),
+        scenarios=shipped(),
+        engine=gateway.engine,
+        tokenizer=gateway.tokenizer,
+        sentiment=None,
+        check=lambda _: [],
+    )
+    copy = Delta(text="A Pearson book on machine learning.", n_tokens=0, finish_reason="stop")
+    found = asyncio.run(finishing.finished(copy, tenant="shop", adapter=""))
+    parts = {part["text"]: part for part in found.facts["explanation"]["parts"]}
+    brand = parts["brand Pearson"]
+    assert brand["score"] > 2
+    assert brand["score"] > max(parts[other]["score"] for other in ("price 50", "likes rain")) + 1
+    assert "Pearson" in [word["text"] for word in brand["words"]]
+    assert [span["text"] for span in brand["stated"]] == ["Pearson"]
+    assert parts["likes rain"]["stated"] == []
