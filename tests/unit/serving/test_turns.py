@@ -24,17 +24,17 @@ def share(rows, flooding, *, turns=4000):
 
 
 @pytest.mark.parametrize("flood", [2, 15, 63])
-def test_beside_a_flood_a_token_takes_at_most_twice_as_long_as_alone(flood):
+def test_beside_a_flood_a_token_takes_at_most_half_as_long_again_as_alone(flood):
     slower = share({"calm": 1, "flood": flood}, {"flood"})
-    assert 1.0 < slower["calm"] <= 2.0
-    assert slower["flood"] < 2 + flood  # it gets on: at worst at half of its own speed
+    assert 1.0 < slower["calm"] <= 1.5
+    assert slower["flood"] < 1.5 * (2 + flood)  # it gets on: at worst at a third of its own speed
 
 
 def test_floods_share_what_several_calm_tenants_leave():
     slower = share({"calm": 1, "other": 2, "flood": 8, "second": 8}, {"flood", "second"})
     assert slower["calm"] <= 4.0
     assert slower["other"] <= 4.0
-    assert slower["flood"] == slower["second"] < 40
+    assert slower["flood"] == slower["second"] < 60
 
 
 @pytest.mark.parametrize("flooding", [set(), {"calm", "flood"}, {"absent"}])
@@ -52,7 +52,7 @@ def test_who_comes_late_or_comes_back_has_saved_up_nothing():
     for _ in range(40):
         ran.update(run(turns, {"calm": 1, "late": 1, "flood": 15}, {"flood"})[0])
     assert ran["late"] == ran["calm"] == 40
-    assert ran["flood"] >= 3
+    assert ran["flood"] >= 2
 
 
 def test_a_flood_that_was_alone_owes_nothing():
@@ -62,4 +62,4 @@ def test_a_flood_that_was_alone_owes_nothing():
     ran = Counter()
     for _ in range(40):
         ran.update(run(turns, {"calm": 1, "flood": 15}, {"flood"})[0])
-    assert ran["flood"] >= 4
+    assert ran["flood"] >= 3
