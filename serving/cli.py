@@ -43,7 +43,7 @@ def serve(
         Path | None, typer.Option(help="Registry folder; HOME/server/registry if not given.")
     ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Port of 127.0.0.1 for Prometheus; none if not given.")
+        int | None, typer.Option(help="Port of 127.0.0.1 with live charts, and for Prometheus.")
     ] = None,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", help="Stop when the process that started it ends.")
