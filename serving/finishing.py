@@ -24,6 +24,7 @@ from handbill.serving.copy_body import CopyBody
 from handbill.serving.errors import BadRequestError, UnavailableError
 from handbill.serving.sequences import Delta, Engine, Sequence
 from handbill.serving.streams import merge
+from handbill.serving.tracing import carried
 
 # Category, brand, price, title and tone, and five fields that are taken apart.
 _PARTS = 5 + 5 * MOST_PARTS
@@ -118,6 +119,7 @@ class Finishing:
                 prompt=tuple(prompt.ids(self.tokenizer)),
                 adapter=adapter,
                 scored=target,
+                trace=carried(),
             )
             for prompt in prompts
         ]

@@ -103,6 +103,7 @@ class Sequence:
         tenant: Whose turn it takes in the queue.
         prompt: Token ids.
         adapter: Digest of the artifact to write with; empty for the base model.
+        trace: Where this is done for, as a W3C ``traceparent``; empty where nothing is traced.
         answers: How many. Drawn, answer *i* is what ``sampling.for_answer(i)`` alone would write;
             of a search, they are the best it finds, the best first.
         scored: Token ids of a text: how likely it is after the prompt is asked, and nothing written.
@@ -114,6 +115,7 @@ class Sequence:
     sampling: Sampling = Sampling()
     answers: int = 1
     scored: tuple[int, ...] = ()
+    trace: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -158,6 +160,7 @@ class EngineStats:
     """What an engine is doing now, in counts.
 
     Attributes:
+        engine: Which of several it is.
         prefix_hits: Prompts of which a beginning had been run before.
         prefix_misses: Prompts of which none had. Both are for the operator: what a tenant
             repeats is not for others to see.
@@ -170,6 +173,7 @@ class EngineStats:
     tokens: int
     prefix_hits: int
     prefix_misses: int
+    engine: str = ""
 
 
 class Engine(Protocol):
