@@ -84,7 +84,7 @@ class Chosen(Answered):
     score: float
     """The weighted mean of the parts, from 0 to 1."""
     parts: dict[str, float]
-    """From 0 to 1: `coverage`, `faithful`, `lawful`, `tone`, `fresh`, `fit`; those that can be told."""
+    """From 0 to 1: `coverage`, `faithful`, `tone`, `fresh`, `fit`; those that can be told."""
 
 
 class Mend(Answered):

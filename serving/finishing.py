@@ -12,11 +12,11 @@ from typing import Any
 
 from handbill.generator.claims.checker import blocks
 from handbill.generator.copies import Copy
-from handbill.generator.explain import MOST_PARTS, Part, explanation, parts_of
+from handbill.generator.explain import Part, explanation, parts_of
 from handbill.generator.polish import polish
 from handbill.generator.prompts import CopyRequest, Prompt, plain_ids
-from handbill.generator.rerank import choose
-from handbill.generator.scenario_rules import fits
+from handbill.generator.rerank import Weights, choose
+from handbill.generator.scenario_rules import facts_of, fits
 from handbill.generator.scenarios import Scenarios
 from handbill.generator.sentiment import SentimentModel
 from handbill.serving.checking import Check, findings_as_facts
@@ -26,8 +26,8 @@ from handbill.serving.sequences import Delta, Engine, Sequence
 from handbill.serving.streams import merge
 from handbill.serving.tracing import carried
 
-# Category, brand, price, title and tone, and five fields that are taken apart.
-_PARTS = 5 + 5 * MOST_PARTS
+# All that may be chosen passed the check, which knows what this tenant may say.
+_WEIGHTS = Weights(lawful=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,9 @@ class Finishing:
         body: The request.
         product: The same as the generator is asked.
         prompt: What the copy is written after.
-        sequence: Whose tenant and adapter scores are asked of.
+        scenarios: The caller's.
+        engine: Scores.
+        tokenizer: The engine's.
         sentiment: Tells the tone of candidates, if the service has one.
         check: Finds what is wrong with a text.
     """
@@ -59,7 +61,9 @@ class Finishing:
 
     def most_tokens(self, *, prompt: int, answers: int, longest: int) -> int:
         """The most tokens it runs beside the answers."""
-        return answers * (_PARTS + 1) * (prompt + longest) if self.body.explain else 0
+        if not self.body.explain:
+            return 0
+        return answers * (len(parts_of(self.prompt)) + 1) * (prompt + longest)
 
     async def chosen(self, passed: Items[Delta], answers: int) -> list[Delta]:
         """The best of the candidates that passed the check, the best first."""
@@ -74,6 +78,7 @@ class Finishing:
         return delta
 
     def _choose(self, passed: Items[Delta], answers: int) -> list[Delta]:
+        passed = [delta for delta in passed if delta.text] or passed
         tone = self.scenarios.tones.get(self.body.tone)
         ends = {delta.text: delta.finish_reason == "stop" for delta in passed}
 
@@ -87,6 +92,7 @@ class Finishing:
             sentiment=self.sentiment if tone else None,
             wanted=tone.sentiment if tone else 1.0,
             fit=fit,
+            weights=_WEIGHTS,
         )
         return [
             passed[one.index].noted(
@@ -94,7 +100,7 @@ class Finishing:
                     "candidates": self.body.candidates,
                     "passed": len(passed),
                     "score": round(one.score, 4),
-                    "parts": {name: round(part, 4) for name, part in one.parts.items()},
+                    "parts": {k: round(v, 4) for k, v in one.parts.items() if k != "lawful"},
                 }
             )
             for one in ranked
@@ -147,7 +153,7 @@ class Finishing:
         return Copy(
             id="copy",
             text=text,
-            request=self.product,
+            request=facts_of(self.product, scenarios=self.scenarios),
             candidates=candidates,
             attributes=tuple(self.body.attributes.items()),
         )

@@ -1,6 +1,7 @@
 """From an authenticated request to answers: route, limits, engine, usage. No HTTP here."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -8,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-from handbill.errors import HandbillError
+from handbill.errors import HandbillError, InputError
 from handbill.generator.sentiment import SentimentModel
 from handbill.serving.batch.store import open_batches
 from handbill.serving.checking import Check, Choose, Keep, approved, best_approved, marked
@@ -28,6 +29,8 @@ from handbill.serving.sequences import Delta, Engine, EngineStats, Sampling, Seq
 from handbill.serving.streams import Split, merge
 from handbill.serving.tenants import Caller, Tenants
 from handbill.serving.tracing import carried, noted
+
+log = logging.getLogger(__name__)
 
 # A registry that was not looked at for so many polls is stale.
 _STALE_POLLS = 30
@@ -148,8 +151,11 @@ class Gateway:
     @cached_property
     def sentiment(self) -> SentimentModel | None:
         """What tells the tone of candidates; None where the operator has trained none."""
-        file = self.config.sentiment_file
-        return SentimentModel.load(file) if self.config.sentiment or file.is_file() else None
+        try:
+            return open_sentiment(self.config)
+        except InputError:  # it was right when the service began
+            log.error("sentiment_refused")  # noqa: TRY400 - which file is the operator's business
+            return None
 
     def models(self, caller: Caller) -> list[str]:
         """Every name the caller may use, all of them for what it is served now."""
@@ -319,6 +325,16 @@ class Gateway:
         async with aclosing(candidates), aclosing(merge(streams)) as pieces:
             async for index, delta in pieces:
                 yield replace(delta, index=index)
+
+
+def open_sentiment(config: ServingConfig) -> SentimentModel | None:
+    """The sentiment model; None where the operator has named and trained none.
+
+    Raises:
+        InputError: It is not there, or damaged.
+    """
+    file = config.sentiment_file
+    return SentimentModel.load(file) if config.sentiment or file.is_file() else None
 
 
 def _names(caller: Caller, route: Route) -> list[str]:

@@ -48,6 +48,10 @@ def test_a_blocked_candidate_never_wins_whatever_it_covers(scripted):
     assert BAD not in answer.text
 
 
+def test_an_empty_candidate_never_wins_over_words(scripted):
+    assert texts(scripted("   ", GOOD).post("/v1/copy", COPY | {"candidates": 2})) == [GOOD]
+
+
 def test_when_all_are_blocked_none_is_served_and_no_more_are_written(scripted):
     service = scripted(BAD)
     assert service.post("/v1/copy", COPY | {"candidates": 3}).status_code == 422

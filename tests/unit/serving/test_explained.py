@@ -137,6 +137,29 @@ def test_it_comes_in_a_stream_too(service):
     assert '"explanation":' in answer.text.splitlines()[0]
 
 
+def test_who_goes_away_while_it_is_explained_leaves_no_row_behind(make_engine, sequence):
+    engine = make_engine(prefill_tokens=1)
+    long = Sequence(tenant="shop", prompt=sequence(4).prompt, scored=(40,) * 400)
+
+    async def leave():
+        streams = [engine.submit(long) for _ in range(12)]
+        tasks = [asyncio.create_task(anext(stream)) for stream in streams]
+        await asyncio.sleep(0.3)
+        assert (await engine.stats()).running
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(stream.aclose() for stream in streams))
+        for _ in range(100):
+            stats = await engine.stats()
+            if not stats.running + stats.waiting:
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    assert asyncio.run(leave())
+
+
 # -- a model of which it is known what it reads ---------------------------------------------------
 
 COLOURS = ("red", "blue", "green", "black")
