@@ -126,7 +126,7 @@ def test_a_request_that_does_not_ask_for_it_has_no_explanation_and_pays_for_none
 
 
 def test_a_quota_holds_for_what_an_explanation_costs(service):
-    service.gateway.quotas.set("acme", tokens_per_day=1500)
+    service.gateway.quotas.set("acme", tokens_per_day=300)
     refused = service.post("/v1/copy", COPY | {"explain": True})
     assert refused.status_code in {400, 429}
     assert service.post("/v1/copy", COPY).status_code == 200
