@@ -163,7 +163,6 @@ def test_who_goes_away_while_it_is_explained_leaves_no_row_behind(make_engine, s
 # -- a model of which it is known what it reads ---------------------------------------------------
 
 COLOURS = ("red", "blue", "green", "black")
-LEARNT = 0.1  # of a quarter the colour cannot be known: ln 4 in one of six tokens
 SHOPPERS = ("likes tea", "likes dogs", "likes rain", "likes trains")
 
 
@@ -179,27 +178,26 @@ def example_of(draw):
 def reader(tmp_path_factory):
     """A tiny model that has learnt to say the colour of the description, and nothing of the shopper."""
     texts = [f"{c} Comes in {c}. Shopper: {s}" for c in COLOURS for s in SHOPPERS]
-    folder = make_tiny_base(tmp_path_factory.mktemp("reader") / "base", layers=1, texts=texts)
+    folder = tmp_path_factory.mktemp("reader") / "base"
+    make_tiny_base(folder, layers=1, hidden=128, texts=texts)
     model, tokenizer = load_base(resolve_base(str(folder)))
     model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    draw, loss = random.Random(0), torch.tensor(torch.inf)
-    for _ in range(300):
-        if loss < LEARNT:
-            break
-        rows = [example_of(draw) for _ in range(16)]
-        rows = [encode_example(tokenizer, row) for row in rows]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, 1.0, 20)
+    draw = random.Random(0)
+    for _ in range(120):
+        rows = [encode_example(tokenizer, example_of(draw)) for _ in range(16)]
         width = max(map(len, rows))
         ids = [[*row.ids, *[0] * (width - len(row))] for row in rows]
         labels = [
             [-100] * row.n_prompt + list(row.ids[row.n_prompt :]) + [-100] * (width - len(row))
             for row in rows
         ]
-        loss = model(torch.tensor(ids), labels=torch.tensor(labels)).loss
         optimizer.zero_grad()
-        loss.backward()
+        model(torch.tensor(ids), labels=torch.tensor(labels)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    assert loss < LEARNT
+        warm_up.step()
     model.requires_grad_(False)
     engine = TorchEngine(model.eval(), tokenizer, load=lambda _: None)
     yield engine, tokenizer
@@ -224,7 +222,7 @@ def test_a_part_that_plainly_matters_scores_above_one_that_does_not(reader):
     found = asyncio.run(finishing.finished(copy, tenant="shop", adapter=""))
     parts = {part["text"]: part for part in found.facts["explanation"]["parts"]}
     blue, dogs = parts["blue"], parts["likes dogs"]
-    assert blue["score"] > 1.0
+    assert blue["score"] > 1.0  # of four colours, chance knows one: ln 4 is 1.4
     assert blue["score"] > 5 * abs(dogs["score"])
     assert [word["text"] for word in blue["words"]] == ["blue"]
     assert [span["text"] for span in blue["stated"]] == ["blue"]
