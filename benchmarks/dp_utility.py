@@ -72,7 +72,7 @@ class Market:
 def market(folder: Path, *, describe: Path | None, held_out: int) -> Market:
     """Load a data set: the renters for the model of interest, every other for copy."""
     if folder.name == "rent_the_runway_interest":
-        interest = InterestModel(InterestSpec(buckets=128, hidden=8))
+        interest = InterestModel(InterestSpec(buckets=128, hidden=8, spread=1.0))
         return Market(
             model=interest, shops=load_market(folder, interest), settings=INTEREST_SETTINGS
         )

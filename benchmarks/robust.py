@@ -145,7 +145,7 @@ def group_mean(updates: Sequence[tuple[Tensors, Attack | None]], shapes: Any) ->
 
 def train(world: World, attack: Attack, *, ours: bool) -> Tensors | None:
     """The global adapter after all rounds; None where it was destroyed."""
-    model = InterestModel(InterestSpec(buckets=BUCKETS, hidden=4))
+    model = InterestModel(InterestSpec(buckets=BUCKETS, hidden=4, spread=1.0))
     weights = model.tensors()
     state = OPTIMIZER.start(weights)
     for number in range(1, ROUNDS + 1):
@@ -174,7 +174,7 @@ def score(world: World, weights: Tensors | None, *, backdoor: bool) -> float:
     """Accuracy on unseen rows, or how often the trigger turns a disliked row."""
     if weights is None:
         return 0.5
-    model = InterestModel(InterestSpec(buckets=BUCKETS, hidden=4))
+    model = InterestModel(InterestSpec(buckets=BUCKETS, hidden=4, spread=1.0))
     model.load(weights)
     if backdoor:
         disliked = [row for row in world.unseen if not row.liked]

@@ -8,7 +8,7 @@ through the clipped and noisy gradients of those shoppers.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from handbill.generator.interest import Seen, hash_features
@@ -18,7 +18,9 @@ FIELDS: Final = ("category", "brand")
 RECENT: Final = 32  # deeds of a shopper that count, the newest
 TERMS: Final = 8  # words of a title that count
 _NUMBER: Final = re.compile(r"\d+(?:[.,]\d+)?")
-_DULL: Final = frozenset(("a", "an", "and", "by", "for", "from", "in", "of", "on", "the", "to", "with"))
+_DULL: Final = frozenset(
+    ("a", "an", "and", "by", "for", "from", "in", "of", "on", "the", "to", "with")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +65,13 @@ class Shopper:
     """What a shop knows of a shopper.
 
     Attributes:
-        persona: Facts the shop holds, such as ``{"occasion": "wedding"}``.
+        persona: Facts the shop holds, such as ``{"age": "30"}``.
+        interests: Words the shopper's interests are told in.
         past: What the shopper did, the oldest first. Empty for one never seen.
     """
 
     persona: Mapping[str, str] = field(default_factory=dict)
+    interests: Sequence[str] = ()
     past: Sequence[Deed] = ()
 
 
@@ -89,6 +93,11 @@ def facts_of(shopper: Shopper, product: Product, *, occasion: str = "") -> dict[
         facts[f"shopper {name}"] = value
         if value and product.category:
             facts[f"shopper {name}, category"] = f"{value}, {product.category}"
+    for word in shopper.interests:
+        facts[f"says {word}"] = product.category or "is there"
+    if shopper.interests:
+        words = {*product.terms, *segment(product.category)}
+        facts["says and is"] = str(min(3, len(words.intersection(shopper.interests))))
     facts["seen"] = _count(len(past))
     if past:
         facts["liked of seen"] = str(round(4 * sum(d.liked for d in past) / len(past)))
@@ -103,21 +112,39 @@ def facts_of(shopper: Shopper, product: Product, *, occasion: str = "") -> dict[
     return facts
 
 
-def lessons(
-    shopper: Shopper, *, buckets: int, before: int = 0
-) -> Iterator[Seen]:
-    """A shopper's deeds as rows to learn from: each told only of what came before it.
+def lessons(shopper: Shopper, *, buckets: int, offers: Sequence[Product] = ()) -> Iterator[Seen]:
+    """Rows to learn from: each told only of what came before it.
 
     Args:
         shopper: With the whole past.
         buckets: Of the model.
-        before: Skip so many of the oldest deeds.
+        offers: Give, in place of the shopper's deeds, these as passed over: spread over the past, as if
+            they had been offered meanwhile.
     """
-    for number in range(before, len(shopper.past)):
-        deed = shopper.past[number]
-        then = Shopper(persona=shopper.persona, past=shopper.past[max(0, number - RECENT) : number])
+    deeds = shopper.past
+    if offers:
+        deeds = [Deed(product=product, liked=False) for product in offers]
+    for number, deed in enumerate(deeds):
+        then = replace(shopper, past=shopper.past[: number * len(shopper.past) // len(deeds)])
         facts = facts_of(then, deed.product, occasion=deed.occasion)
         yield Seen(hash_features(facts, buckets=buckets), deed.liked)
+
+
+def probe_lessons(*, buckets: int) -> list[Seen]:
+    """Rows of invented shoppers, to look at weights with before there is a shopper's row to look at.
+
+    Two who like one category each and pass the other over.
+    """
+    products = [
+        Product(id=f"probe-{n}", title=f"{what} {n}", category=what, brand="Probe", price="10")
+        for n in range(2)
+        for what in ("lamp", "kettle")
+    ]
+    rows: list[Seen] = []
+    for liked in ("lamp", "kettle"):
+        past = [Deed(product=p, liked=p.category == liked) for p in products]
+        rows += lessons(Shopper(interests=(liked,), past=past), buckets=buckets)
+    return rows
 
 
 def _again(deeds: Sequence[Deed]) -> str:

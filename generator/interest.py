@@ -10,7 +10,7 @@ Axes: R rows, F hashed features, H hidden units.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -31,10 +31,13 @@ class InterestSpec:
     Attributes:
         buckets: F, that facts are hashed into.
         hidden: H.
+        spread: Standard deviation of the hidden layer's first weights. Where it is large, the hidden
+            units fill a shopper's clipped gradient with chance at first (benchmarks/interest.py).
     """
 
     buckets: int = 1024
     hidden: int = 8
+    spread: float = 0.1
     kind: Literal["interest"] = "interest"
 
     def __post_init__(self) -> None:
@@ -42,6 +45,8 @@ class InterestSpec:
             raise InputError(f"interest: buckets={self.buckets} not in [2, {2**14}]")
         if not 1 <= self.hidden <= 256:
             raise InputError(f"interest: hidden={self.hidden} not in [1, 256]")
+        if not 0 < self.spread <= 10:
+            raise InputError(f"interest: spread={self.spread} not in (0, 10]")
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -52,12 +57,16 @@ class InterestSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"kind": self.kind, "buckets": self.buckets, "hidden": self.hidden}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "InterestSpec":
         """Read what :meth:`to_dict` wrote."""
-        return cls(buckets=int(fields["buckets"]), hidden=int(fields["hidden"]))
+        return cls(
+            buckets=int(fields["buckets"]),
+            hidden=int(fields["hidden"]),
+            spread=float(fields["spread"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +93,16 @@ def hash_features(facts: Mapping[str, str], *, buckets: int) -> tuple[int, ...]:
 
 
 class _WideAndDeep(nn.Module):
-    def __init__(self, buckets: int, hidden: int) -> None:
+    def __init__(self, spec: InterestSpec) -> None:
         super().__init__()
+        buckets, hidden = spec.buckets, spec.hidden
         self.wide = nn.Linear(buckets, 1, bias=False)
         self.deep = nn.Linear(buckets, hidden, bias=False)
         self.top = nn.Linear(hidden, 1, bias=False)
         nn.init.zeros_(self.wide.weight)
         nn.init.zeros_(self.top.weight)
-        nn.init.normal_(self.deep.weight, generator=torch.Generator().manual_seed(_SEED))
+        draws = torch.Generator().manual_seed(_SEED)
+        nn.init.normal_(self.deep.weight, std=spec.spread, generator=draws)
 
     def forward(self, x_RF: Tensor) -> Tensor:
         out: Tensor = self.wide(x_RF) + self.top(torch.tanh(self.deep(x_RF)))
@@ -106,12 +117,11 @@ class InterestModel:
         from peft import LoraConfig, get_peft_model
 
         self.spec = spec
-        buckets, hidden = spec.buckets, spec.hidden
-        ranks = {"wide": buckets, "deep": buckets, "top": hidden}
+        ranks = {"wide": spec.buckets, "deep": spec.buckets, "top": spec.hidden}
         config = LoraConfig(
             target_modules=list(ranks), rank_pattern=dict(ranks), alpha_pattern=dict(ranks)
         )
-        net = _WideAndDeep(buckets, hidden)
+        net = _WideAndDeep(spec)
         self.model: nn.Module = get_peft_model(cast(Any, net), config).eval()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(".lora_B." in name)

@@ -33,6 +33,7 @@ from handbill.generator.artifacts import (
     sha256_digest,
     utc_now,
 )
+from handbill.generator.model_specs import held
 from handbill.generator.vault import Vault, check_locked
 from handbill.privacy.faults import faultpoint
 from handbill.server.outbox import Outbox
@@ -319,6 +320,11 @@ class Registry:
             if artifact.tenant not in {"", tenant}:
                 raise ArtifactError(
                     f"{digest}: is {artifact.tenant}'s own; it can be served to nobody else"
+                )
+            if held(artifact.manifest["files"]) == "interest":
+                raise ArtifactError(
+                    f"{digest}: is a model of interest; the service writes no copy with it, merchants "
+                    f"have it from its run"
                 )
             _refuse_revoked(uow, artifact.tenant)
             self.verified(digest)

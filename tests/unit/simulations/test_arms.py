@@ -39,7 +39,11 @@ def shop(name, seed):
 
 @pytest.fixture
 def arms():
-    return Arms(InterestModel(InterestSpec(buckets=32, hidden=4)), [shop("a", 1), shop("b", 2)], SETTINGS)
+    return Arms(
+        InterestModel(InterestSpec(buckets=32, hidden=4, spread=1.0)),
+        [shop("a", 1), shop("b", 2)],
+        SETTINGS,
+    )
 
 
 def test_every_arm_learns_something_and_what_was_given_is_remembered(arms):
