@@ -8,7 +8,7 @@ knows Flower or SQL; it speaks to a :class:`~handbill.federation.transport.Trans
 import logging
 import tempfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from handbill.errors import InputError, MissingError, ProtocolError, RoundError
 from handbill.federation.aggregation import OptimizerState
 from handbill.federation.messages import Report, Stage
-from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
+from handbill.federation.rounds import Exchange, RoundOutcome, RoundPlan, run_round
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.transport import Transport
 from handbill.generator.adapters import AdapterSpec, Tensors, check_tensors, top_layers
@@ -371,19 +371,16 @@ class Training:
 
         Nothing hangs on it: who misses it has the weights that its last round began with.
         """
-        plan = replace(
-            self._plan(run, 1, 0, "deliver", cohort=self._cohort.wait(), parent=parent),
-            min_reports=0,
+        plan = self._plan(run, 1, 0, "deliver", cohort=self._cohort.wait(), parent=parent)
+        exchange = Exchange(self._transport, plan, key=self._key, on_reply=self._noting(plan))
+        exchange.ask(
+            "train",
+            dict.fromkeys(plan.cohort, weights),
+            _nothing_to_fold,
+            deadline_s=plan.deadline_s,
         )
-        outcome = run_round(
-            self._transport,
-            plan,
-            weights,
-            key=self._key,
-            fold=_nothing_to_fold,
-            on_reply=self._noting(plan),
-        )
-        self.progress.note("delivered", run=run, digest=parent, failures=outcome.failures)
+        failures = exchange.outcome.failures
+        self.progress.note("delivered", run=run, digest=parent, failures=failures)
 
     def _publish(self, run: str, digest: str) -> None:
         self._registry.publish("", digest)
