@@ -90,9 +90,8 @@ def facts_of(shopper: Shopper, product: Product, *, occasion: str = "") -> dict[
         **{f"term {term}": "is there" for term in product.terms},
     }
     for name, value in {**shopper.persona, "occasion": occasion}.items():
-        facts[f"shopper {name}"] = value
-        if value and product.category:
-            facts[f"shopper {name}, category"] = f"{value}, {product.category}"
+        # With the category where it is known: who is tall is not tall for every kind of thing.
+        facts[f"shopper {name}"] = f"{value}, {product.category}" if value else ""
     for word in shopper.interests:
         facts[f"says {word}"] = product.category or "is there"
     if shopper.interests:

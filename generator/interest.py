@@ -35,7 +35,7 @@ class InterestSpec:
             units fill a shopper's clipped gradient with chance at first (benchmarks/interest.py).
     """
 
-    buckets: int = 1024
+    buckets: int = 512
     hidden: int = 8
     spread: float = 0.1
     kind: Literal["interest"] = "interest"

@@ -41,7 +41,7 @@ class InterestSettings:
             nobody sampled has, of which there is noise only.
     """
 
-    buckets: int = 1024
+    buckets: int = 512
     hidden: int = 8
     rounds: int = 40
     expected_users: int = 32
