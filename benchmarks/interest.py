@@ -62,7 +62,7 @@ def settings_for(data: str, epsilon: str) -> Settings:
             personal_steps=0,
             expected_users=users,
             rows_per_user=8,
-            clipping_norm=0.5,
+            clipping_norm=1.0,
             batch_rows=256,
         ),
         server=ServerOptimizer(kind="fedavgm", learning_rate=rate),

@@ -36,6 +36,11 @@ class Behaviour:
     catalogue: tuple[Product, ...] = field(repr=False)
     met: Mapping[str, Product] = field(repr=False)
 
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """What may be recommended: the catalogue, or what was met where the shop names none."""
+        return self.catalogue or tuple(self.met.values())
+
     def lessons(self, user: str, *, buckets: int) -> list[Seen]:
         """What is learnt from one shopper.
 

@@ -46,7 +46,7 @@ class InterestSettings:
     rounds: int = 40
     expected_users: int = 32
     rows_per_user: int = 8
-    clipping_norm: float = 0.5
+    clipping_norm: float = 1.0
     learning_rate: float = 7.0
 
     def __post_init__(self) -> None:

@@ -55,7 +55,7 @@ def test_a_run_of_interest_is_committed_signed_and_given_to_every_merchant(one, 
 
 
 def test_two_runs_of_two_kinds_are_paid_from_one_budget(make):
-    policies = {shop: BOTH for shop in ("shop-a", "shop-b", "shop-c")}
+    policies = dict.fromkeys(("shop-a", "shop-b", "shop-c"), BOTH)
     both, interest, copy = (make(name, **policies) for name in ("both", "interest", "copy"))
     for one in (both, copy):
         one.train(recipe=COPY)
