@@ -12,9 +12,8 @@ from typing import Final
 from handbill.clients.descriptions import ShopInfo, ShopSource
 from handbill.clients.reading import Outcome, ShopReader
 from handbill.clients.spool import Spool
-from handbill.generator.behaviour import Deed, Product, Shopper, lessons
+from handbill.generator.behaviour import Deed, Product, Shopper, lessons, telling_words
 from handbill.generator.interest import Seen
-from handbill.generator.segmentation import segment
 
 OFFERED: Final = 2  # products of the catalogue that stand for passed over, for each that was liked
 _TOOK: Final = frozenset({"cart", "favourite", "purchase"})
@@ -136,7 +135,7 @@ class _Gathered:
 
 def interest_words(text: str) -> tuple[str, ...]:
     """The first words of a shopper's interests, each once."""
-    return tuple(dict.fromkeys(segment(text)))[:_INTERESTS]
+    return telling_words(text)[:_INTERESTS]
 
 
 def _product(item: str, fields: Mapping[str, str]) -> Product:

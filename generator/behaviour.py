@@ -18,8 +18,49 @@ FIELDS: Final = ("category", "brand")
 RECENT: Final = 32  # deeds of a shopper that count, the newest
 TERMS: Final = 8  # words of a title that count
 _NUMBER: Final = re.compile(r"\d+(?:[.,]\d+)?")
+# Words that say nothing of a product or of a taste.
 _DULL: Final = frozenset(
-    ("a", "an", "and", "by", "for", "from", "in", "of", "on", "the", "to", "with")
+    [
+        "a",
+        "all",
+        "also",
+        "an",
+        "and",
+        "at",
+        "by",
+        "enjoys",
+        "for",
+        "from",
+        "in",
+        "is",
+        "it",
+        "lately",
+        "likes",
+        "looks",
+        "new",
+        "of",
+        "often",
+        "on",
+        "or",
+        "the",
+        "their",
+        "things",
+        "to",
+        "with",
+        "your",
+        "一",
+        "了",
+        "也",
+        "和",
+        "喜欢",
+        "在",
+        "常",
+        "很",
+        "是",
+        "的",
+        "与",
+        "最近",
+    ]
 )
 
 
@@ -37,8 +78,7 @@ class Product:
     @property
     def terms(self) -> tuple[str, ...]:
         """Words of its title that say something, each once."""
-        words = (w for w in segment(self.title) if w not in _DULL and (len(w) > 1 or ord(w) > 127))
-        return tuple(dict.fromkeys(words))[:TERMS]
+        return telling_words(self.title)[:TERMS]
 
     @property
     def price_band(self) -> str:
@@ -73,6 +113,12 @@ class Shopper:
     persona: Mapping[str, str] = field(default_factory=dict)
     interests: Sequence[str] = ()
     past: Sequence[Deed] = ()
+
+
+def telling_words(text: str) -> tuple[str, ...]:
+    """Words of a text that say something, each once, in order."""
+    words = (w for w in segment(text) if w not in _DULL and (len(w) > 1 or ord(w) > 127))
+    return tuple(dict.fromkeys(words))
 
 
 def facts_of(shopper: Shopper, product: Product, *, occasion: str = "") -> dict[str, str]:

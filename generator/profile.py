@@ -13,6 +13,7 @@ from typing import Final, Literal
 from handbill.generator.behaviour import FIELDS, Product, Shopper, facts_of
 from handbill.generator.interest import InterestModel, Seen, hash_features
 from handbill.generator.prompts import CopyRequest
+from handbill.generator.segmentation import segment
 
 MOST_TAGS: Final = 12
 _MEASURED: Final = 32  # products with a tag that its weight is a mean over
@@ -66,6 +67,8 @@ def interest_profile(
             weight = _measured(model, shopper, pair, offered)
         if weight > 0:
             found.append(Tag(kind=pair[0], value=pair[1], weight=weight, deeds=seen[pair]))
+    names = {w for tag in found if tag.kind in FIELDS for w in segment(tag.value)}
+    found = [tag for tag in found if tag.kind in FIELDS or tag.value not in names]
     found.sort(key=lambda tag: (-tag.weight, -tag.deeds, tag.value))
     return Profile(tags=tuple(found[:MOST_TAGS]), basis="counted" if model is None else "model")
 
