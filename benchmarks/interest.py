@@ -39,13 +39,13 @@ HELD_OUT: Final = 0.2
 BINS: Final = 10
 PENALTY: Final = 0.3  # scikit-learn's C; chosen on other shoppers among 0.03 to 30
 # The shops of rentals are larger: more shoppers a step, and more steps.
-RECIPES: Final = {"amazon_reviews_en": (40, 48, 7.0), "rent_the_runway_interest": (100, 100, 10.0)}
+RECIPES: Final = {"amazon_reviews_en": (40, 48, 7.0), "rent_the_runway_interest": (60, 100, 10.0)}
 NOTES: Final = (
     "AUC and expected calibration error (10 bins of as many rows) on held-out shoppers, one in five, "
     "mean over shops weighted by their held-out rows, and over seeds: each seed is another split and "
     "other noise. liked is the highest rating. Privacy is per shopper, delta = min(1e-3, n ** -1.1). "
     "Shops too small for the recipe by their own policy take no part and use the federated model; alone they "
-    "sample as many shoppers as it allows. Of the rentals, categories of 650 to 5,000 renters, 1,500 of each. "
+    "sample as many shoppers as it allows. Of the rentals, categories of 1,200 to 5,000 renters, 800 drawn of each. "
     "popularity is the share of the shop's shoppers who took the product: it is no chance of liking and has no calibration. "
     "popularity, product_mean and both logistic arms have no privacy."
 )
@@ -202,7 +202,7 @@ def main() -> None:
     """Train the cells that are asked for and not there yet; write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of one of the data sets")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="numbers of the runs")
     parser.add_argument("--epsilons", nargs="+", default=EPSILONS, choices=EPSILONS)
     parser.add_argument("--results", type=Path, default=RESULT)
     asked = parser.parse_args()

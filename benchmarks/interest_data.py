@@ -17,8 +17,8 @@ from handbill.generator.behaviour import Deed, Product, Shopper
 
 Shoppers = dict[str, Shopper]  # by id
 
-RENTERS: Final = (650, 5_000)  # of a category of garments: all but the largest and the small ones
-MOST_RENTERS: Final = 1_500  # drawn of a category; all would take hours
+RENTERS: Final = (1_200, 5_000)  # of a category of garments: all but the largest and the small ones
+MOST_RENTERS: Final = 800  # drawn of a category; all would take hours
 
 
 def read_shops(folder: Path) -> dict[str, Shoppers]:
