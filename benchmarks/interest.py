@@ -202,7 +202,9 @@ def main() -> None:
     """Train the cells that are asked for and not there yet; write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of one of the data sets")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="numbers of the runs")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="numbers of the runs"
+    )
     parser.add_argument("--epsilons", nargs="+", default=EPSILONS, choices=EPSILONS)
     parser.add_argument("--results", type=Path, default=RESULT)
     asked = parser.parse_args()

@@ -15,6 +15,7 @@ from handbill.generator.interest import InterestModel, Seen, hash_features
 from handbill.generator.prompts import CopyRequest
 from handbill.generator.segmentation import segment
 
+_KINDS: Final = (*FIELDS, "word")  # of equals the broader interest comes first
 MOST_TAGS: Final = 12
 _MEASURED: Final = 32  # products with a tag that its weight is a mean over
 _LIKES: Final = {"en": ("likes ", ", "), "zh": ("喜欢", "、")}
@@ -69,7 +70,9 @@ def interest_profile(
             found.append(Tag(kind=pair[0], value=pair[1], weight=weight, deeds=seen[pair]))
     names = {w for tag in found if tag.kind in FIELDS for w in segment(tag.value)}
     found = [tag for tag in found if tag.kind in FIELDS or tag.value not in names]
-    found.sort(key=lambda tag: (-tag.weight, -tag.deeds, tag.value))
+    found.sort(
+        key=lambda tag: (-round(tag.weight, 3), -tag.deeds, _KINDS.index(tag.kind), tag.value)
+    )
     return Profile(tags=tuple(found[:MOST_TAGS]), basis="counted" if model is None else "model")
 
 
