@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from handbill.errors import InputError, MissingError, ProtocolError, RoundError
 from handbill.federation.aggregation import OptimizerState
 from handbill.federation.messages import Report, Stage
-from handbill.federation.rounds import Exchange, RoundOutcome, RoundPlan, run_round
+from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.transport import Transport
 from handbill.generator.adapters import AdapterSpec, Tensors, check_tensors, top_layers
@@ -48,7 +48,7 @@ from handbill.server.recovery import recover
 from handbill.server.registry import PUBLISHER_KEY, Registry
 from handbill.server.settings import ServerSettings
 from handbill.server.tracking import Trackers
-from handbill.server.updates import Updates, enough_reports
+from handbill.server.updates import Updates, enough_reports, nothing_to_fold
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Training:
             self._plan(run, 1, 0, "ping", cohort=self._cohort.wait()),
             {},
             key=self._key,
-            fold=_nothing_to_fold,
+            fold=nothing_to_fold,
         )
         self.progress.note("pinged", run=run, seconds=outcome.seconds, failures=outcome.failures)
         return outcome
@@ -372,25 +372,18 @@ class Training:
         Nothing hangs on it: who misses it has the weights that its last round began with.
         """
         plan = self._plan(run, 1, 0, "deliver", cohort=self._cohort.wait(), parent=parent)
-        exchange = Exchange(self._transport, plan, key=self._key, on_reply=self._noting(plan))
-        exchange.ask(
-            "train",
-            dict.fromkeys(plan.cohort, weights),
-            _nothing_to_fold,
-            deadline_s=plan.deadline_s,
-        )
-        failures = exchange.outcome.failures
+        failures = self._updates.hand_out(plan, weights, on_reply=self._noting(plan))
         self.progress.note("delivered", run=run, digest=parent, failures=failures)
 
     def _publish(self, run: str, digest: str) -> None:
-        self._registry.publish("", digest)
+        self._registry.channels.publish("", digest)
         with self._registry.database.begin() as uow:
             members = {m.id for m in uow.merchants.all()}  # who was revoked is not published
             own = [
                 a for a in uow.artifacts.all() if a.tenant in members and a.manifest["run"] == run
             ]
         for artifact in own:
-            self._registry.publish(artifact.tenant, artifact.digest)
+            self._registry.channels.publish(artifact.tenant, artifact.digest)
         self.progress.note("published", run=run, digest=digest, own=[a.tenant for a in own])
 
 
@@ -403,8 +396,3 @@ def adapter_spec(settings: ServerSettings, base: BaseModel) -> AdapterSpec:
         layers=top_layers(base, adapter.layers),
         seed=adapter.seed,
     )
-
-
-def _nothing_to_fold(report: Report, update: Tensors) -> None:
-    """Take a report that carries no update."""
-    del report, update

@@ -124,7 +124,7 @@ def test_a_model_of_interest_is_listed_and_never_served(one):
     assert kinds == ["copy", "interest", "interest", "interest"]
     assert find(one.registry, "latest").artifact.version == 1
     with pytest.raises(ArtifactError, match="is a model of interest"):
-        one.registry.publish("", find(one.registry, "v4").artifact.digest)
+        one.registry.channels.publish("", find(one.registry, "v4").artifact.digest)
 
 
 def test_what_leaves_holds_nothing_of_any_shopper_and_losses_stay(one):
