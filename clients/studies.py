@@ -104,7 +104,11 @@ class CopyStudy:
         for rows in self._users.lessons:
             encoded = (self._encode_any(row, recipe) for row in rows)
             users.append([row for row in encoded if row.has_copy])
-        return _enough([rows for rows in users if rows], self._policy, "have copy to train on")
+        return _enough(
+            [rows for rows in users if rows],
+            self._policy,
+            "fewer shoppers have copy to train on than min_users",
+        )
 
     def learner(
         self, users: Sequence[Sequence[EncodedExample | EncodedPair]], *, together: int
@@ -179,7 +183,11 @@ class InterestStudy:
     def users(self, recipe: Recipe) -> list[list[Seen]]:
         """See :class:`Study`."""
         del recipe
-        return _enough(self._split[0], self._policy, "did anything to learn interest from")
+        return _enough(
+            self._split[0],
+            self._policy,
+            "fewer shoppers did anything to learn interest from than min_users",
+        )
 
     def learner(self, users: Sequence[Sequence[Seen]], *, together: int) -> PrivateModel[Any]:
         """See :class:`Study`."""
@@ -199,7 +207,7 @@ class InterestStudy:
 def _enough(users: list[Rows], policy: Policy, what: str) -> list[Rows]:
     if len(users) < policy.min_users:
         raise PolicyError(
-            f"fewer shoppers {what} than min_users={policy.min_users} of {POLICY_FILE}; nothing "
-            f"was spent. See `handbill data check`"
+            f"{what}={policy.min_users} of {POLICY_FILE}; nothing was spent. See "
+            f"`handbill data check`"
         )
     return users
