@@ -70,6 +70,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/python benchmarks/claims.py $(if $(DATA),--data $(dir $(abspath $(DATA))))
 	@$(BIN)/python benchmarks/feedback.py --markets 2 $(if $(DATA),$(addprefix --data ,$(wildcard $(dir $(abspath $(DATA)))zozo_clicks)))
 	@$(if $(DATA),$(BIN)/python benchmarks/sentiment.py --data $(dir $(abspath $(DATA))),true)
+	@$(foreach SET,$(if $(DATA),amazon_reviews_en rent_the_runway_interest),$(BIN)/python benchmarks/interest.py --data $(dir $(abspath $(DATA)))$(SET) &&) true
 	@$(if $(DATA),$(BIN)/python benchmarks/polish.py --data $(dir $(abspath $(DATA))),true)
 	@$(BIN)/python benchmarks/serving_step.py
 	@$(BIN)/python benchmarks/serving_mixed.py

@@ -27,7 +27,7 @@ def load_market(folder: Path, model: InterestModel) -> list[Shop]:
     with gzip.open(folder / "rentals.jsonl.gz", "rt", encoding="utf-8") as lines:
         for line in lines:
             rental = json.loads(line)
-            features = hash_features(_facts(rental), buckets=model.buckets)
+            features = hash_features(_facts(rental), buckets=model.spec.buckets)
             shops[rental["merchant"]][rental["user_id"]].append(
                 Seen(features, rental["rating"] == 10)
             )
