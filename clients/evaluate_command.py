@@ -183,7 +183,7 @@ def rerank_file(
         if as_json:
             facts = {"id": copy.id, "ranked": [one.facts() for one in ranked]}
             typer.echo(json.dumps(facts, ensure_ascii=False))
-    _write(out, lines)
+    write_lines(out, lines)
     if not as_json:
         typer.echo(f"wrote {out}: {len(lines)} pieces, {moved} of them not the first candidate")
 
@@ -212,12 +212,13 @@ def polish_file(
         if as_json:
             facts = {"id": copy.id, "changes": [asdict(change) for change in changes]}
             typer.echo(json.dumps(facts, ensure_ascii=False))
-    _write(out, lines)
+    write_lines(out, lines)
     if not as_json:
         typer.echo(f"wrote {out}: {len(lines)} pieces, {changed} of them changed")
 
 
-def _write(out: Path, lines: list[str]) -> None:
+def write_lines(out: Path, lines: list[str]) -> None:
+    """Write a file of JSON lines whole, or leave it as it was."""
     from handbill.errors import InputError
 
     try:
