@@ -147,6 +147,9 @@ def rerank_file(
     coverage: Annotated[float, typer.Option(min=0, help="Weight of facts that are told.")] = 1.0,
     faithful: Annotated[float, typer.Option(min=0, help="Weight of no invented facts.")] = 1.0,
     lawful: Annotated[float, typer.Option(min=0, help="Weight of no forbidden claim.")] = 2.0,
+    critic: Annotated[
+        Path | None, typer.Option(help="A gan of `handbill generator train`: it judges, too.")
+    ] = None,
     tone: Annotated[float, typer.Option(min=0, help="Weight of the wanted sentiment.")] = 0.5,
     fresh: Annotated[
         float, typer.Option(min=0, help="Weight of not repeating the copy before.")
@@ -157,15 +160,15 @@ def rerank_file(
 
     The chosen copy is written with the fields it came with, ready for `handbill evaluate run`.
     """
+    from handbill.generator.classic.kinds import load_critic
     from handbill.generator.copies import copy_of, read_objects
     from handbill.generator.fidelity import vocabulary
     from handbill.generator.rerank import Weights, rerank
     from handbill.generator.sentiment import SentimentModel
 
     model = SentimentModel.load(sentiment) if sentiment else None
-    weights = Weights(
-        coverage=coverage, faithful=faithful, lawful=lawful, tone=tone, fresh=fresh, critic=0.0
-    )
+    judge = load_critic(critic) if critic else None
+    weights = Weights(coverage=coverage, faithful=faithful, lawful=lawful, tone=tone, fresh=fresh)
     given = [(copy_of(fields, where), fields) for where, fields in read_objects(file)]
     known = vocabulary(copy for copy, _ in given)
     before: list[str] = []
@@ -173,7 +176,13 @@ def rerank_file(
     lines = []
     for copy, fields in given:
         ranked = rerank(
-            copy, sentiment=model, wanted=wanted, before=before[-20:], known=known, weights=weights
+            copy,
+            sentiment=model,
+            wanted=wanted,
+            before=before[-20:],
+            critic=judge,
+            known=known,
+            weights=weights,
         )
         best = ranked[0]
         moved += best.index != 0

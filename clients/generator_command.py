@@ -1,6 +1,7 @@
 """``handbill generator``: train what writes copy from nothing, and let it write."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,9 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the generator.")],
     epochs: Annotated[int, typer.Option(min=0, help="Times over the data; 0: the kind's own.")] = 0,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="End after so many with what is best by then; 0: never.")
+    ] = 0,
     tokens: Annotated[int, typer.Option(min=300, help="Size of the vocabulary.")] = 5000,
     start: Annotated[
         Path | None, typer.Option(help="For gan: a seq2seq on the same data to go on from.")
@@ -46,6 +50,7 @@ def train(
         schedule=schedule,
         tokens=tokens,
         start=start,
+        minutes=minutes or math.inf,
         say=lambda line: typer.echo(line, err=True),
     )
     if as_json:

@@ -104,7 +104,7 @@ class CausalLearner:
     def held_out_loss(self, rows: Sequence[EncodedExample]) -> tuple[float, int]:
         """Summed cross-entropy and tokens."""
         total, tokens = copy_loss(self.module, rows)
-        return float(total), tokens
+        return float(total.detach()), tokens
 
 
 class CausalWriter:

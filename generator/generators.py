@@ -5,6 +5,7 @@ causal model's is a base model in Hugging Face layout besides.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from typing import Any, Final, Protocol
 from handbill.errors import InputError
 from handbill.generator.copies import Copy
 from handbill.generator.pairs import digest, split, training_pairs, vocabulary_texts
-from handbill.generator.training import Progress, Say, Schedule
+from handbill.generator.training import Learner, Progress, R, Say, Schedule, train
 
 KINDS: Final[dict[str, str]] = {
     "causal": "a small Llama: a base model for everything else",
@@ -55,12 +56,34 @@ class Task:
     schedule: Schedule
     tokens: int
     name: str
+    minutes: float
     say: Say
 
     @property
     def work(self) -> Path:
         """Where the state of the unfinished training is."""
         return self.folder / UNFINISHED
+
+    def run(
+        self,
+        learner: Learner[R],
+        rows: Sequence[R],
+        held_out: Sequence[R],
+        schedule: Schedule | None = None,
+        *,
+        folder: Path | None = None,
+    ) -> Progress:
+        """Train on the rows; on the task's own schedule where no other is given."""
+        return train(
+            learner,
+            rows,
+            held_out,
+            schedule or self.schedule,
+            folder=folder or self.work,
+            data=self.name,
+            minutes=self.minutes,
+            say=self.say,
+        )
 
     def facts(self, module: Any, size: Any, progress: Progress) -> dict[str, Any]:
         """What the card says of every kind."""
@@ -80,6 +103,7 @@ def train_generator(
     schedule: Schedule | None = None,
     tokens: int = 5000,
     start: Path | None = None,
+    minutes: float = math.inf,
     say: Say = lambda _: None,
 ) -> Trained:
     """Train a generator from nothing and write its folder; go on where an earlier call was cut off.
@@ -91,6 +115,7 @@ def train_generator(
         schedule: How long; the kind's own where none is given.
         tokens: Size of the vocabulary.
         start: A seq2seq on the same data that a GAN goes on from, instead of training one.
+        minutes: End after so many with what is best by then.
         say: Told how far it is.
 
     Raises:
@@ -113,6 +138,7 @@ def train_generator(
         schedule=schedule or default_schedule(kind),
         tokens=tokens,
         name=f"{kind}/{tokens}/{digest(pairs)}",
+        minutes=minutes,
         say=say,
     )
     if kind == "causal":
@@ -191,21 +217,13 @@ def own_tokenizer(pairs: Sequence[Copy], tokens: int) -> Any:
 
 def _train_causal(task: Task) -> Trained:
     from handbill.generator.causal import CausalLearner, CausalSize, Limits, new_causal, save_causal
-    from handbill.generator.training import train
 
     size = CausalSize()
     tokenizer = own_tokenizer(task.trained, task.tokens)
     model = new_causal(tokenizer, size, seed=task.schedule.seed)
     learner = CausalLearner(model, tokenizer, Limits())
-    progress = train(
-        learner,
-        [learner.encode(pair) for pair in task.trained],
-        [learner.encode(pair) for pair in task.held_out],
-        task.schedule,
-        folder=task.work,
-        data=task.name,
-        say=task.say,
-    )
+    rows, kept = ([learner.encode(one) for one in side] for side in (task.trained, task.held_out))
+    progress = task.run(learner, rows, kept)
     save_causal(model, tokenizer, task.folder)
     return Trained(
         folder=task.folder,

@@ -7,6 +7,7 @@ ends with the weights of one that was not. What is on disk is safetensors and JS
 import json
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
 STATE: Final = "training.safetensors"
 BEST: Final = "best.safetensors"
+_MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 _POOL: Final = 40  # batches that are sorted by length together
 Say = Callable[[str], None]
 
@@ -96,6 +98,7 @@ def train(
     *,
     folder: Path,
     data: str = "",
+    minutes: float = math.inf,
     say: Say = lambda _: None,
 ) -> Progress:
     """Train, or go on with what the folder holds; the module ends with the weights that are kept.
@@ -107,6 +110,7 @@ def train(
         schedule: How long and how fast.
         folder: Of the state between two checks, made if it is not there.
         data: Names the model and the data: a state of another name is not gone on with.
+        minutes: End when so many have passed and there was a check, with what is best by then.
         say: Told at each check.
 
     Raises:
@@ -119,13 +123,14 @@ def train(
     for parameter in trained.values():  # also those that no loss reaches at first
         parameter.grad = torch.zeros_like(parameter)
     about = {**asdict(schedule), "rows": len(rows), "held_out": len(held_out), "data": data}
-    progress = _resume(folder / STATE, trained, optimizer, about)
+    kept: dict[str, Tensor] = {**trained, **dict(module.named_buffers())}
+    progress = _resume(folder / STATE, kept, optimizer, about)
     per_epoch = math.ceil(len(rows) / schedule.batch_rows)
     total = per_epoch * schedule.epochs
     every = max(1, per_epoch // schedule.checks)
-    seen, told = 0.0, 0
+    seen, told, until = 0.0, 0, time.monotonic() + 60 * minutes
     for batch in _batches(learner, rows, schedule, start=progress.step):
-        if _stopped(progress, schedule):
+        if _stopped(progress, schedule) or (progress.history and time.monotonic() > until):
             break
         share = progress.step / total
         for group in optimizer.param_groups:
@@ -145,17 +150,17 @@ def train(
             progress.history.append((progress.step, seen / told, loss_now))
             if loss_now < progress.best:
                 progress.best, progress.worse = loss_now, 0
-                _write({name: p.detach() for name, p in trained.items()}, folder / BEST, {})
+                _write(kept, folder / BEST, {})
             else:
                 progress.worse += 1
-            _save(folder / STATE, trained, optimizer, progress, about)
+            _save(folder / STATE, kept, optimizer, progress, about)
             say(
                 f"step {progress.step:,} of {total:,}: loss {seen / told:.3f}, "
                 f"held out {loss_now:.3f}, best {progress.best:.3f}"
             )
             seen, told = 0.0, 0
     if schedule.patience:
-        _load(folder / BEST, trained)
+        _load(folder / BEST, kept)
     module.eval()
     return progress
 
@@ -204,22 +209,22 @@ def _held_out_loss(learner: Learner[R], held_out: Sequence[R]) -> float:
 
 def _save(
     file: Path,
-    trained: dict[str, nn.Parameter],
+    kept: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     about: dict[str, Any],
 ) -> None:
     tensors: dict[str, Tensor] = {}
-    for name, parameter in trained.items():
-        tensors[f"weight.{name}"] = parameter.detach()
-        for moment in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+    for name, value in kept.items():
+        tensors[f"value.{name}"] = value
+        for moment in _MOMENTS if isinstance(value, nn.Parameter) else ():
+            tensors[f"{moment}.{name}"] = optimizer.state[value][moment]
     _write(tensors, file, {"about": json.dumps(about), "progress": json.dumps(asdict(progress))})
 
 
 def _resume(
     file: Path,
-    trained: dict[str, nn.Parameter],
+    kept: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     about: dict[str, Any],
 ) -> Progress:
@@ -235,25 +240,28 @@ def _resume(
                 )
             found = json.loads(metadata["progress"])
             with torch.no_grad():
-                for name, parameter in trained.items():
-                    parameter.copy_(state.get_tensor(f"weight.{name}"))
-                    optimizer.state[parameter] = {
-                        "step": torch.tensor(float(found["step"])),
-                        **{m: state.get_tensor(f"{m}.{name}") for m in ("exp_avg", "exp_avg_sq")},
-                    }
+                for name, value in kept.items():
+                    value.copy_(state.get_tensor(f"value.{name}"))
+                    if isinstance(value, nn.Parameter):
+                        optimizer.state[value] = {
+                            "step": torch.tensor(float(found["step"])),
+                            **{m: state.get_tensor(f"{m}.{name}") for m in _MOMENTS},
+                        }
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"{file}: damaged; remove its folder and train again") from error
     found["history"] = [tuple(one) for one in found["history"]]
     return Progress(**found)
 
 
-def _load(file: Path, trained: dict[str, nn.Parameter]) -> None:
+def _load(file: Path, kept: dict[str, Tensor]) -> None:
     with safe_open(file, framework="pt") as state, torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(state.get_tensor(name))
+        for name, value in kept.items():
+            value.copy_(state.get_tensor(name))
 
 
 def _write(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
     unfinished = file.with_name(f".{file.name}.new")
-    save_file({n: t.contiguous() for n, t in tensors.items()}, unfinished, metadata=metadata)
+    save_file(
+        {n: t.detach().contiguous() for n, t in tensors.items()}, unfinished, metadata=metadata
+    )
     unfinished.replace(file)

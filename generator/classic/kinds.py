@@ -23,10 +23,10 @@ from handbill.generator.generators import (
 )
 from handbill.generator.pairs import source_text
 from handbill.generator.prompts import plain_ids, turn_end_id
-from handbill.generator.training import Learner, train
+from handbill.generator.training import Learner
 
 WEIGHTS: Final = "model.safetensors"
-LATENT: Final = 32
+LATENT: Final = 16
 SOURCE_TOKENS: Final = 96
 COPY_TOKENS: Final = 128
 _JUDGED: Final = 256  # held-out texts that the extra facts are measured on
@@ -55,20 +55,16 @@ def train_classic(task: Task, *, start: Path | None) -> Trained:
         if start is None:
             first = replace(default_schedule("seq2seq"), seed=task.schedule.seed)
             likelihood = Seq2SeqLearner(network, end=end)
-            where = task.work / "likelihood"
-            train(likelihood, rows, kept, first, folder=where, data=task.name, say=task.say)
+            task.run(likelihood, rows, kept, first, folder=task.work / "likelihood")
         network = _seeded(lambda: Gan(network), task)
     learner = _learner(network, end)
-    progress = train(
-        learner, rows, kept, task.schedule, folder=task.work, data=task.name, say=task.say
-    )
+    progress = task.run(learner, rows, kept)
     facts = task.facts(network, network.size, progress)
     if isinstance(learner, CvaeLearner):
         facts["latent"] = learner.latent_use(kept[:_JUDGED])
     if isinstance(learner, GanLearner):
         facts["told_apart"] = round(learner.told_apart(kept[:_JUDGED]), 4)
-    weights = {n: p.detach().contiguous() for n, p in network.named_parameters()}
-    save_file(weights, task.folder / WEIGHTS)
+    save_file(network.state_dict(), task.folder / WEIGHTS)
     tokenizer.save_pretrained(task.folder)
     loss = progress.history[-1][2] if kind == "gan" else progress.best
     return Trained(folder=task.folder, steps=progress.step, held_out_loss=loss, facts=facts)

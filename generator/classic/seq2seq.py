@@ -207,7 +207,7 @@ class Seq2SeqLearner:
     def held_out_loss(self, rows: Sequence[Pair]) -> tuple[float, int]:
         """Summed cross-entropy and tokens."""
         total, tokens = self._sum(rows)
-        return float(total), tokens
+        return float(total.detach()), tokens
 
     def _sum(self, rows: Sequence[Pair]) -> tuple[Tensor, int]:
         read = self.network.read([row.source for row in rows])
