@@ -71,6 +71,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/python benchmarks/feedback.py --markets 2 $(if $(DATA),$(addprefix --data ,$(wildcard $(dir $(abspath $(DATA)))zozo_clicks)))
 	@$(if $(DATA),$(BIN)/python benchmarks/sentiment.py --data $(dir $(abspath $(DATA))),true)
 	@$(if $(DATA),$(BIN)/python benchmarks/polish.py --data $(dir $(abspath $(DATA))),true)
+	@$(if $(DATA),$(BIN)/python benchmarks/copy_quality.py --data $(dir $(abspath $(DATA))) --work .handbill/copy_quality,true)
 	@$(BIN)/python benchmarks/serving_step.py
 	@$(BIN)/python benchmarks/serving_mixed.py
 	@$(BIN)/python benchmarks/serving_publish.py
