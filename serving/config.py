@@ -34,6 +34,7 @@ _LEAST: Final = {
     "batch_max_rows": 1,
 }
 DTYPES: Final = ("float32", "bfloat16", "float16")
+_MOST: Final = {"port": 65535, "metrics_port": 65535, "feedback_days": 3650, "batch_days": 3650}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class ServingConfig:
         max_replicas: Start more while requests wait, up to so many; 0 is ``replicas``.
         threads: Torch threads of an engine on the CPU; 0 shares the cores out among the engines.
         device: ``cpu`` or ``cuda``.
-        max_batch: Rows decoded together.
+        max_batch: Rows decoded together; one more is kept for a tenant that has none.
         slots: Adapters held in memory beside the base model.
         max_rank: Largest LoRA rank that is taken.
         context_tokens: Longest prompt and answer together.
@@ -84,8 +85,10 @@ class ServingConfig:
             so how long an experiment may run; 0 keeps nothing.
         feedback_kek: File of the key-encryption key of feedback; ``keys/vault.kek`` in ``state``
             when empty.
-        metrics_port: Port of 127.0.0.1 with figures for Prometheus; 0 is none.
+        metrics_port: Port of 127.0.0.1 with the operator's page and figures for Prometheus; 0 is
+            none.
         access_log: File that gets a line of JSON for every request for text; none when empty.
+        traces: URL of an OTLP/HTTP receiver for traces; none are made when empty.
     """
 
     registry: Path
@@ -127,6 +130,7 @@ class ServingConfig:
     feedback_kek: str = ""
     metrics_port: int = 0
     access_log: str = ""
+    traces: str = ""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -145,14 +149,13 @@ class ServingConfig:
             raise InputError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.device not in {"cpu", "cuda"}:
             raise InputError(f"device={self.device!r} is not cpu or cuda")
-        for name in ("port", "metrics_port"):
-            if not 0 <= getattr(self, name) <= 65535:
-                raise InputError(f"{name}={getattr(self, name)} not in [0, 65535]")
+        if self.traces and not self.traces.startswith(("http://", "https://")):
+            raise InputError(f"traces={self.traces!r} is not an http:// or https:// URL")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:
             raise InputError("poll_s and requests_per_minute must be positive")
-        for name in ("feedback_days", "batch_days"):
-            if not 0 <= getattr(self, name) <= 3650:
-                raise InputError(f"{name}={getattr(self, name)} not in [0, 3650]")
+        for name, most in _MOST.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"{name}={getattr(self, name)} not in [0, {most}]")
 
     @property
     def most_replicas(self) -> int:

@@ -112,6 +112,11 @@ class Row:
         """The token it runs next."""
         return self.request.writer.last[self.index]
 
+    @property
+    def tenant(self) -> str:
+        """Who asked."""
+        return self.request.sequence.tenant
+
 
 @dataclass(eq=False, slots=True)
 class Request:

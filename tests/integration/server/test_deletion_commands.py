@@ -31,9 +31,9 @@ def home(tmp_path, base, monkeypatch):
     operator = Operator(registry, base, tmp_path)
     enrol(registry, "shop-a")
     first = operator.round(1)
-    registry.publish("", first)
+    registry.channels.publish("", first)
     for _ in range(3):
-        registry.publish("shop-a", operator.tenant_artifact("shop-a", first))
+        registry.channels.publish("shop-a", operator.tenant_artifact("shop-a", first))
     registry.database.close()
     return tmp_path / "home"
 
@@ -54,7 +54,7 @@ def test_forget_asks_first_says_what_is_gone_and_what_stays(home):
     assert b"ssh-node-key" not in database
     for words in (
         "forgot shop-a",
-        "3 adapters of its own",
+        "its own adapters (3)",
         "stays: its id",
         "1 rounds",
         "rotate-kek",

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import threading
 from dataclasses import replace
 
@@ -172,6 +173,35 @@ def test_the_reason_of_the_end_is_told(make_engine, sequence):
         return [delta.finish_reason async for delta in make_engine().submit(asked)]
 
     assert asyncio.run(reasons(sequence(1, max_tokens=3))) == [None, None, "length"]
+
+
+def test_a_flood_keeps_nobody_out_and_pauses_for_who_does_not_flood(
+    make_engine, sequence, write, monkeypatch
+):
+    """Every turn takes a tick, so that the calm tenant's share of turns is known."""
+    ticks = itertools.count()
+    monkeypatch.setattr("handbill.serving.engine.time.perf_counter", lambda: next(ticks))
+    calm = sequence(1, tenant="calm", adapter="2", max_tokens=60, temperature=0)
+    alone = write(make_engine(), [calm], together=False)
+
+    async def main():
+        engine = make_engine(max_batch=7, context_tokens=1000)
+        asked = [sequence(0, adapter="1", max_tokens=900, tenant="flood") for _ in range(20)]
+        flood = [engine.submit(one) for one in asked]
+        reading = [asyncio.create_task(anext(one)) for one in flood]
+        await reading[0]
+        before = (await engine.stats()).tokens
+        pieces = [piece async for piece in engine.submit(calm)]
+        stats = await engine.stats()
+        for task, one in zip(reading, flood, strict=True):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await one.aclose()
+        return pieces, stats.tokens - before
+
+    pieces, tokens = asyncio.run(main())
+    assert ["".join(piece.text for piece in pieces)] == alone
+    assert tokens < 60 + 7 * 50  # 60 + 7 * 60 if the flood ran in every turn
 
 
 def test_closing_a_stream_gives_its_row_to_the_next(make_engine, sequence):
