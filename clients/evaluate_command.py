@@ -160,14 +160,17 @@ def rerank_file(
 
     The chosen copy is written with the fields it came with, ready for `handbill evaluate run`.
     """
-    from handbill.generator.classic.kinds import load_critic
     from handbill.generator.copies import copy_of, read_objects
     from handbill.generator.fidelity import vocabulary
     from handbill.generator.rerank import Weights, rerank
     from handbill.generator.sentiment import SentimentModel
 
     model = SentimentModel.load(sentiment) if sentiment else None
-    judge = load_critic(critic) if critic else None
+    judge = None
+    if critic:
+        from handbill.generator.classic.kinds import load_critic
+
+        judge = load_critic(critic)
     weights = Weights(coverage=coverage, faithful=faithful, lawful=lawful, tone=tone, fresh=fresh)
     given = [(copy_of(fields, where), fields) for where, fields in read_objects(file)]
     known = vocabulary(copy for copy, _ in given)

@@ -55,18 +55,16 @@ def digest(pairs: Iterable[Copy]) -> str:
     return whole.hexdigest()[:16]
 
 
-def training_pairs(copies: Iterable[Copy], *, align: bool = True) -> list[Copy]:
+def training_pairs(copies: Iterable[Copy]) -> list[Copy]:
     """One pair for each text and reference of each product, aligned.
 
     Raises:
         InputError: There is no text to learn from.
     """
     given = list(copies)
-    known = vocabulary(given) if align else {}
+    known = vocabulary(given)
     pairs = [
         aligned(replace(copy, text=text, references=(), candidates=()), known)
-        if align
-        else replace(copy, text=text, references=(), candidates=())
         for copy in given
         for text in dict.fromkeys((*copy.references, copy.text))
         if text
