@@ -72,6 +72,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(if $(DATA),$(BIN)/python benchmarks/sentiment.py --data $(dir $(abspath $(DATA))),true)
 	@$(foreach SET,$(if $(DATA),amazon_reviews_en rent_the_runway_interest),$(BIN)/python benchmarks/interest.py --data $(dir $(abspath $(DATA)))$(SET) &&) true
 	@$(if $(DATA),$(BIN)/python benchmarks/polish.py --data $(dir $(abspath $(DATA))),true)
+	@$(if $(DATA),$(BIN)/python benchmarks/copy_quality.py --data $(dir $(abspath $(DATA))) --work .handbill/copy_quality,true)
 	@$(BIN)/python benchmarks/serving_step.py
 	@$(BIN)/python benchmarks/serving_mixed.py
 	@$(BIN)/python benchmarks/serving_publish.py

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from handbill.errors import InputError
 from handbill.generator.prompts import SCENARIOS
+from handbill.generator.vocabulary import train_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,6 @@ PACKAGED: Final = {
 DIGEST_FILE: Final = "handbill-digest.json"
 _DIGESTED: Final = ("config.json", "tokenizer.json", "*.safetensors")
 
-# ChatML, so that the tiny model is asked in the same way as a real one
-_TINY_TEMPLATE: Final = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _FRAME: Final = "system user assistant Product: Shopper: Tone: Language: category brand price"
 
 
@@ -144,34 +140,13 @@ def make_tiny_base(
         The folder, which :func:`resolve_base` takes as a name.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     _no_progress_bars()
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
     # The words of our own prompts become tokens, so that prompts are about as long as for a
     # real vocabulary; all other text is spelled in bytes.
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        min_frequency=1,
-        show_progress=False,
-        special_tokens=specials,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    raw.train_from_iterator([*SCENARIOS.values(), _FRAME, *texts], trainer)
-    vocabulary = raw.get_vocab()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<|im_start|>",  # noqa: S106
-        eos_token="<|im_end|>",  # noqa: S106
-        pad_token="<|im_end|>",  # noqa: S106
-        unk_token="<|endoftext|>",  # noqa: S106
-        additional_special_tokens=[],
-        chat_template=_TINY_TEMPLATE,
-    )
+    tokenizer = train_tokenizer([*SCENARIOS.values(), _FRAME, *texts], size=4096)
+    vocabulary = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=hidden,
