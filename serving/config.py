@@ -33,8 +33,11 @@ _LEAST: Final = {
     "batch_rows": 1,
     "batch_max_rows": 1,
 }
-DTYPES: Final = ("float32", "bfloat16", "float16")
-_ONE_OF: Final = {"dtype": DTYPES, "device": ("cpu", "cuda"), "engine": ("torch", "vllm")}
+_ONE_OF: Final = {
+    "dtype": ("float32", "bfloat16", "float16"),
+    "device": ("cpu", "cuda"),
+    "engine": ("torch", "vllm"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,17 @@ class ServingConfig:
             )
         if self.burst < self.max_choices:
             raise InputError(f"burst={self.burst} is below max_choices={self.max_choices}")
+        self._check_choices()
+        for name in ("port", "metrics_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise InputError(f"{name}={getattr(self, name)} not in [0, 65535]")
+        if self.poll_s <= 0 or self.requests_per_minute <= 0:
+            raise InputError("poll_s and requests_per_minute must be positive")
+        for name in ("feedback_days", "batch_days"):
+            if not 0 <= getattr(self, name) <= 3650:
+                raise InputError(f"{name}={getattr(self, name)} not in [0, 3650]")
+
+    def _check_choices(self) -> None:
         for name, allowed in _ONE_OF.items():
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)
@@ -154,14 +168,6 @@ class ServingConfig:
                 "dtype='float16': with engine=vllm numbers that run over in one answer would reach "
                 "others; take bfloat16"
             )
-        for name in ("port", "metrics_port"):
-            if not 0 <= getattr(self, name) <= 65535:
-                raise InputError(f"{name}={getattr(self, name)} not in [0, 65535]")
-        if self.poll_s <= 0 or self.requests_per_minute <= 0:
-            raise InputError("poll_s and requests_per_minute must be positive")
-        for name in ("feedback_days", "batch_days"):
-            if not 0 <= getattr(self, name) <= 3650:
-                raise InputError(f"{name}={getattr(self, name)} not in [0, 3650]")
 
     @property
     def most_replicas(self) -> int:

@@ -19,6 +19,12 @@ SHOPS = ("shop-a", "shop-b", "shop-c", "shop-d", "shop-e", "shop-f")
 
 
 @pytest.fixture(scope="session")
+def engine_kind(request):
+    """Which engine tests of engines run: ``torch``, or ``vllm`` in ``make test-vllm``."""
+    return request.config.getoption("--engine")
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """A tiny random base model; one thread, because tests share the machine."""
     import torch

@@ -58,15 +58,15 @@ BODIES = {
 }
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What is vLLM's alone is tested where it is installed."""
+    ours = collection_path.name == "test_vllm.py" and config.getoption("--engine") != "vllm"
+    return True if ours else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def engine_kind(request: pytest.FixtureRequest) -> str:
-    """``torch``, or ``vllm`` in ``make test-vllm``."""
-    return request.config.getoption("--engine")
 
 
 @pytest.fixture(scope="session")

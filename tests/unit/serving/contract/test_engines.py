@@ -288,3 +288,18 @@ def test_closing_the_engine_tells_its_readers(make_engine, sequence):
             await engine.stats()
 
     asyncio.run(main())
+
+
+def test_each_of_several_answers_is_what_its_seed_alone_writes(make_engine, sequence, write):
+    asked = sequence(3, adapter="2", temperature=1.0)
+
+    async def main():
+        texts = ["", "", ""]
+        async for delta in make_engine().submit(replace(asked, answers=3)):
+            texts[delta.index] += delta.text
+        return texts
+
+    alone = [replace(asked, sampling=asked.sampling.for_answer(index)) for index in range(3)]
+    found = asyncio.run(main())
+    assert found == write(make_engine(), alone, together=False)
+    assert len(set(found)) == 3
