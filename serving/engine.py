@@ -2,7 +2,7 @@
 
 A step is one forward pass over the next token of every running row and the next piece of the
 prompts of those that join; then every row that is due a token gets one. The turns around it:
-:mod:`handbill.serving.turns`.
+:mod:`handbill.serving.threaded`.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from handbill.serving.prefill import Key, Prefill, Prompt
 from handbill.serving.prefixes import PrefixCache
 from handbill.serving.sequences import Sequence
 from handbill.serving.stacked import Changes
-from handbill.serving.turns import Reader, TurnEngine, check_vocabulary, end_ids
+from handbill.serving.threaded import Reader, ThreadedEngine, check_vocabulary, end_ids
 from handbill.serving.writing import Row, RowRequest, requests_of
 
 
-class TorchEngine(TurnEngine[RowRequest]):
+class TorchEngine(ThreadedEngine[RowRequest]):
     """An :class:`~handbill.serving.sequences.Engine` on a Llama-like Hugging Face model.
 
     Args:

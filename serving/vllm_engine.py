@@ -2,7 +2,7 @@
 
 vLLM runs inside this process, in the engine's thread, and none of its servers is started: what it
 serves, and with which adapter, is decided here. Waiting, turns between tenants, adapters in memory
-and text are ours (:mod:`handbill.serving.turns`); scheduling of a step, keys and values, sampling
+and text are ours (:mod:`handbill.serving.threaded`); scheduling of a step, keys and values, sampling
 and grammars are vLLM's.
 
 An adapter comes to vLLM from our verified files only. Its weights are handed over in memory, since
@@ -43,7 +43,7 @@ from handbill.serving.schemas import styled
 from handbill.serving.sequences import Sampling, Sequence
 from handbill.serving.stacked import Held, Pair
 from handbill.serving.text import AnswerText
-from handbill.serving.turns import Reader, Request, TurnEngine, check_vocabulary, end_ids
+from handbill.serving.threaded import Reader, Request, ThreadedEngine, check_vocabulary, end_ids
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class LoraBank(Bank):
         self.engine.remove_lora(held.load)
 
 
-class VllmEngine(TurnEngine[VllmRequest]):
+class VllmEngine(ThreadedEngine[VllmRequest]):
     """An :class:`~handbill.serving.sequences.Engine` on vLLM.
 
     Args:
@@ -248,7 +248,7 @@ class VllmEngine(TurnEngine[VllmRequest]):
         ]
 
     def close(self) -> None:
-        """Stop; see :meth:`handbill.serving.turns.TurnEngine.close`."""
+        """Stop; see :meth:`handbill.serving.threaded.ThreadedEngine.close`."""
         super().close()
         self._engine.engine_core.shutdown()
 

@@ -13,7 +13,7 @@ from handbill.serving.sampling import Chooser
 from handbill.serving.sequences import Delta, Sequence
 from handbill.serving.stacked import Held
 from handbill.serving.text import AnswerText
-from handbill.serving.turns import Reader, Request
+from handbill.serving.threaded import Reader, Request
 
 
 class Writer(Protocol):

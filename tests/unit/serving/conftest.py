@@ -39,7 +39,7 @@ from handbill.serving.registry import Registry, Verifier
 from handbill.serving.repository import Repository
 from handbill.serving.sequences import Delta, Sampling, Sequence
 from handbill.serving.tenants import open_tenants
-from handbill.serving.turns import TurnEngine
+from handbill.serving.threaded import ThreadedEngine
 
 TARGETS = (
     ("q_proj", "v_proj", "down_proj"),
@@ -115,10 +115,10 @@ def adapters(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Adapt
 @pytest.fixture
 def make_engine(
     base: BaseModel, adapters: Adapters, engine_kind: str
-) -> Iterator[Callable[..., TurnEngine]]:
+) -> Iterator[Callable[..., ThreadedEngine]]:
     engines = []
 
-    def make(**settings: object) -> TurnEngine:
+    def make(**settings: object) -> ThreadedEngine:
         settings = {"load": adapters.load, "max_batch": 8, "slots": 8, "max_rank": 8, **settings}
         if engine_kind == "vllm":
             from handbill.serving.vllm_engine import VllmEngine
@@ -209,10 +209,10 @@ def sequence() -> Callable[..., Sequence]:
 def write() -> Callable[..., list[str]]:
     """Run sequences on an engine, together or one after the other; their texts."""
 
-    async def one(engine: TurnEngine, sequence: Sequence) -> str:
+    async def one(engine: ThreadedEngine, sequence: Sequence) -> str:
         return "".join([delta.text async for delta in engine.submit(sequence)])
 
-    def run(engine: TurnEngine, sequences: list[Sequence], *, together: bool) -> list[str]:
+    def run(engine: ThreadedEngine, sequences: list[Sequence], *, together: bool) -> list[str]:
         async def all_of_them() -> list[str]:
             if together:
                 return list(await asyncio.gather(*(one(engine, s) for s in sequences)))
@@ -227,7 +227,7 @@ def write() -> Callable[..., list[str]]:
 class Listening:
     """An engine that also remembers what it was asked."""
 
-    engine: TurnEngine
+    engine: ThreadedEngine
     asked: list = field(default_factory=list)
 
     def submit(self, sequence):

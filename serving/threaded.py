@@ -72,7 +72,7 @@ class Request:
 R = TypeVar("R", bound=Request)
 
 
-class TurnEngine(ABC, Generic[R]):
+class ThreadedEngine(ABC, Generic[R]):
     """An :class:`~handbill.serving.sequences.Engine`, but for what a step is.
 
     Args:
