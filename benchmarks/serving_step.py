@@ -167,11 +167,11 @@ class After:
         self.cache = SlotCache(self.model.cache_shape, max_rows=rows, max_positions=POSITIONS)
         for cache in caches:
             self.cache.join(cache)
-        self.changes = self.bank.gather(held)
+        self.changes = self.bank.gather(held, rows)
         return logits
 
     def step(self, tokens: Tensor) -> Tensor:
-        span = Span(self.cache.extend(), self.changes)
+        span = Span(self.cache.extend(len(tokens)), self.changes)
         return self.model.forward(tokens, [span], range(len(tokens)))
 
     def products(self, rows: int) -> Callable[[], object]:

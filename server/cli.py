@@ -140,14 +140,16 @@ def publish(
 
     with _registry(home) as registry:
         digest = find(registry, name, tenant=tenant).artifact.digest
-        _print_channel(asdict(registry.publish(tenant, digest, percent=percent)), as_json=as_json)
+        _print_channel(
+            asdict(registry.channels.publish(tenant, digest, percent=percent)), as_json=as_json
+        )
 
 
 @models_app.command()
 def rollback(*, tenant: Tenant = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
     """Serve again what was published before; ends a trial on a share of the requests first."""
     with _registry(home) as registry:
-        _print_channel(asdict(registry.rollback(tenant)), as_json=as_json)
+        _print_channel(asdict(registry.channels.rollback(tenant)), as_json=as_json)
 
 
 @models_app.command()
@@ -159,7 +161,7 @@ def withdraw(
 ) -> None:
     """Serve a tenant what everyone is served; there is no roll-back past this."""
     with _registry(home) as registry:
-        _print_channel(asdict(registry.withdraw(tenant)), as_json=as_json)
+        _print_channel(asdict(registry.channels.withdraw(tenant)), as_json=as_json)
 
 
 @models_app.command()

@@ -63,7 +63,7 @@ def forget(
         registry.revoke(merchant, actor=actor)  # first: nothing of it is taken any more
     faultpoint("forget.revoked")
     if history:
-        registry.withdraw(merchant, actor=actor)
+        registry.channels.withdraw(merchant, actor=actor)
         if merchant in registry.vault:
             time.sleep(wait_s)
     faultpoint("forget.withdrawn")

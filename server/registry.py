@@ -3,8 +3,8 @@
 A file comes first and its row after, inside one transaction: :class:`ArtifactStore` puts the
 sealed folder on disk, then {round, artifact, ledger heads, audit entry} commit together. A crash
 in between leaves a folder that no row names, which :mod:`handbill.server.recovery` removes.
-Publishing is the other way round: the row is the truth, the signed channel file is written from it
-and written again whenever they differ. Both happen under the database's one-writer lock.
+Publishing is the other way round (:mod:`handbill.server.channels`). Both happen under the
+database's one-writer lock.
 
 Folder: ``<home>/registry/{store/<hex>/, channels/<tenant>.json, vault/<tenant>.key, publisher.pub,
 audit-head.json}``.
@@ -20,13 +20,12 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from handbill.errors import ArtifactError, InputError, MissingError, RoundError
+from handbill.errors import ArtifactError, MissingError, RoundError
 from handbill.federation.messages import AuditHead, Receipt
 from handbill.federation.roster import Roster
 from handbill.generator import artifacts
 from handbill.generator.artifacts import (
     ArtifactStore,
-    Channel,
     Manifest,
     canonical_json,
     check_tenant,
@@ -35,16 +34,15 @@ from handbill.generator.artifacts import (
 )
 from handbill.generator.vault import Vault, check_locked
 from handbill.privacy.faults import faultpoint
+from handbill.server.channels import Channels, refuse_revoked
 from handbill.server.outbox import Outbox
 from handbill.server.records import (
     Artifact,
     Merchant,
-    Publication,
     Round,
     Run,
     RunStatus,
     Stage,
-    still_published,
 )
 from handbill.server.repository import Database, UnitOfWork
 from handbill.server.roster_log import complete_roster
@@ -73,6 +71,9 @@ class Registry:
         self.outbox = Outbox(self.root, key)
         self.outbox.claim()
         self.database = Database(url or f"sqlite:///{home.absolute() / 'server.db'}")
+        self.channels = Channels(
+            self.database, self.outbox, verified=self.verified, record=self.record
+        )
 
     # -- roster and runs ---------------------------------------------------------------------
 
@@ -235,7 +236,7 @@ class Registry:
             ArtifactError: the tenant is revoked.
         """
         with self.database.begin() as uow:
-            _refuse_revoked(uow, tenant)
+            refuse_revoked(uow, tenant)
             self.vault.add(tenant)
         return partial(self.vault.lock, tenant)
 
@@ -252,7 +253,7 @@ class Registry:
         check_tenant(manifest.tenant)
         check_locked(manifest)
         with self.database.begin() as uow:
-            _refuse_revoked(uow, manifest.tenant)
+            refuse_revoked(uow, manifest.tenant)
             artifact = self._add_artifact(uow, folder, manifest)
             facts = f"{manifest.tenant} version {manifest.version}"
             self.record(uow, actor, "artifact.register", artifact.digest, facts)
@@ -288,113 +289,6 @@ class Registry:
         self.store.add(folder)
         return artifact
 
-    # -- channels ----------------------------------------------------------------------------
-
-    def publish(
-        self, tenant: str, digest: str, *, percent: int = 100, actor: str = "operator"
-    ) -> Channel:
-        """Serve an artifact to one tenant, or to everybody (tenant ``""``).
-
-        Publishing what is served already changes nothing but the file, if that was damaged.
-
-        Args:
-            tenant: To whom.
-            digest: What.
-            percent: Of the requests; below 100 the rest is served what it was. Publishing it
-                again with another share, or with all, goes on from there.
-            actor: Who does it, for the audit chain.
-
-        Raises:
-            InputError: the share is not in [1, 100].
-            MissingError: no such artifact.
-            ArtifactError: it does not verify, or belongs to another tenant, or to one that is
-                revoked, or is served already and so cannot be tried beside itself.
-        """
-        if not 1 <= percent <= 100:
-            raise InputError(f"percent={percent} not in [1, 100]")
-        with self.database.begin() as uow:
-            artifact = uow.artifacts.get(digest)
-            if artifact is None:
-                raise MissingError(f"no artifact {digest} in this registry")
-            if artifact.tenant not in {"", tenant}:
-                raise ArtifactError(
-                    f"{digest}: is {artifact.tenant}'s own; it can be served to nobody else"
-                )
-            _refuse_revoked(uow, artifact.tenant)
-            self.verified(digest)
-            history = uow.channels.history(tenant)
-            now = history[-1] if history else None
-            served, tried = (now.served, now.candidate) if now else ("", "")
-            if percent < 100:
-                if served == digest:
-                    raise ArtifactError(f"{digest}: is served already; nothing to compare it with")
-                self._step(uow, tenant, digest, "canary", actor, stable=served, percent=percent)
-            elif served != digest or tried:
-                self._step(uow, tenant, digest, "publish", actor)
-        with self.database.begin() as uow:
-            return self.outbox.write_channel(uow, tenant)[0]
-
-    def rollback(self, tenant: str = "", *, actor: str = "operator") -> Channel:
-        """Serve again what was published before; going back twice goes two steps back.
-
-        While an artifact is tried on a share of the requests, the first step back ends that.
-
-        Raises:
-            MissingError: nothing was published before what is served now.
-        """
-        with self.database.begin() as uow:
-            history = uow.channels.history(tenant)
-            published = still_published(history)
-            if history and history[-1].candidate:
-                tried = history[-1]
-                self._step(uow, tenant, tried.digest, "canary", actor, stable=tried.stable)
-            elif len(published) < 2:
-                raise MissingError(f"channel {tenant or 'global'}: nothing was published before")
-            else:
-                self.verified(published[-2])
-                self._step(uow, tenant, published[-2], "rollback", actor)
-        with self.database.begin() as uow:
-            return self.outbox.write_channel(uow, tenant)[0]
-
-    def withdraw(self, tenant: str, *, actor: str = "operator") -> Channel:
-        """Serve a tenant what everyone is served, from now on; there is no way back past this.
-
-        Withdrawing twice is the same as once.
-
-        Raises:
-            MissingError: the tenant has no channel.
-        """
-        with self.database.begin() as uow:
-            history = uow.channels.history(check_tenant(tenant))
-            if not history:
-                raise MissingError(f"channel {tenant}: nothing was ever published to it")
-            if now := history[-1].served or history[-1].candidate:
-                self._step(uow, tenant, now, "withdraw", actor)
-        with self.database.begin() as uow:
-            return self.outbox.write_channel(uow, tenant)[0]
-
-    def _step(
-        self,
-        uow: UnitOfWork,
-        tenant: str,
-        digest: str,
-        action: Any,
-        actor: str,
-        **trial: Any,
-    ) -> None:
-        if tenant:
-            check_tenant(tenant)
-        step = Publication(
-            tenant=tenant,
-            serial=len(uow.channels.history(tenant)) + 1,
-            digest=digest,
-            action=action,
-            published_at=utc_now(),
-            **trial,
-        )
-        uow.channels.add(step)
-        self.record(uow, actor, f"channel.{action}", step.name, step.audited)
-
     # -- audit -------------------------------------------------------------------------------
 
     def record(self, uow: UnitOfWork, actor: str, action: str, object_: str, result: str) -> None:
@@ -402,11 +296,6 @@ class Registry:
         uow.audit.append(actor=actor, action=action, object_=object_, result=result)
         uow.commit()
         self.outbox.write_head(uow)
-
-
-def _refuse_revoked(uow: UnitOfWork, tenant: str) -> None:
-    if any(m.id == tenant and m.revoked_at for m in uow.merchants.all(revoked=True)):
-        raise ArtifactError(f"{tenant}: is revoked; no adapter of its own is taken or published")
 
 
 def open_registry(home: Path, *, create: bool = False) -> Registry:

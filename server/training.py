@@ -357,14 +357,14 @@ class Training:
         return model_card(self.base, self.spec, attempt, **facts)
 
     def _publish(self, run: str, digest: str) -> None:
-        self._registry.publish("", digest)
+        self._registry.channels.publish("", digest)
         with self._registry.database.begin() as uow:
             members = {m.id for m in uow.merchants.all()}  # who was revoked is not published
             own = [
                 a for a in uow.artifacts.all() if a.tenant in members and a.manifest["run"] == run
             ]
         for artifact in own:
-            self._registry.publish(artifact.tenant, artifact.digest)
+            self._registry.channels.publish(artifact.tenant, artifact.digest)
         self.progress.note("published", run=run, digest=digest, own=[a.tenant for a in own])
 
 

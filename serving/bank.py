@@ -142,9 +142,14 @@ class AdapterBank(Bank):
         found = ((stack, stack.change(held.slot)) for stack in self._stacks)
         return {stack: change for stack, change in found if change is not None}
 
-    def gather(self, rows: Sequence[Held]) -> Changes:
-        """What each running row's adapter adds to it; holds until the next call."""
-        found = ((stack, stack.gather(rows)) for stack in self._stacks)
+    def gather(self, rows: Sequence[Held], count: int) -> Changes:
+        """What the first so many rows' adapters add to them; holds until the next call.
+
+        Args:
+            rows: The whole batch: what lies ready of the rows that do not run stays so.
+            count: Rows that run, at least 1.
+        """
+        found = ((stack, stack.gather(rows, count)) for stack in self._stacks)
         return {stack: change for stack, change in found if change is not None}
 
     def _fill(self, held: Held, pairs: Mapping[str, Pair]) -> None:

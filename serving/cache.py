@@ -107,11 +107,12 @@ class SlotCache:
         self._kv[:, len(self.lengths), : prompt.filled] = prompt.kv[:, 0, : prompt.filled]
         self.lengths.append(prompt.filled)
 
-    def extend(self) -> View:
-        """Run one more position in every row."""
-        positions = torch.tensor(self.lengths, device=self._kv.device)
-        self.lengths = [length + 1 for length in self.lengths]
-        rows, seen = len(self.lengths), max(self.lengths)
+    def extend(self, rows: int) -> View:
+        """Run one more position in the first so many rows."""
+        run = self.lengths[:rows]
+        positions = torch.tensor(run, device=self._kv.device)
+        self.lengths[:rows] = [length + 1 for length in run]
+        seen = max(run) + 1
         self._grow(seen)
         first = torch.arange(rows, device=self._kv.device) * self._kv.shape[2]
         visible = torch.arange(seen, device=self._kv.device)[None, :] <= positions[:, None]
@@ -123,6 +124,12 @@ class SlotCache:
         """Give a row what another, of the same length, holds from a position on."""
         stop = self.lengths[source]
         self._kv[:, target, start:stop] = self._kv[:, source, start:stop]
+
+    def swap(self, row: int, other: int) -> None:
+        """Let two rows change places."""
+        self.lengths[row], self.lengths[other] = self.lengths[other], self.lengths[row]
+        stop = max(self.lengths[row], self.lengths[other])
+        self._kv[:, [row, other], :stop] = self._kv[:, [other, row], :stop]
 
     def remove(self, row: int) -> None:
         """Take a row out; the last row takes its index, and nothing of it is left behind."""

@@ -59,7 +59,7 @@ class ServingConfig:
             nothing.
         threads: Torch threads of an engine on the CPU; 0 shares the cores out among the engines.
         device: ``cpu`` or ``cuda``.
-        max_batch: Rows decoded together.
+        max_batch: Rows decoded together; one more is kept for a tenant that has none.
         slots: Adapters held in memory beside the base model.
         max_rank: Largest LoRA rank that is taken.
         context_tokens: Longest prompt and answer together.

@@ -6,7 +6,9 @@ prompts of those that join; then every row that is due a token gets one. The tur
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import torch
@@ -23,7 +25,14 @@ from handbill.serving.prefill import Key, Prefill, Prompt
 from handbill.serving.prefixes import PrefixCache
 from handbill.serving.sequences import Sequence
 from handbill.serving.stacked import Changes
-from handbill.serving.threaded import Reader, ThreadedEngine, check_vocabulary, end_ids
+from handbill.serving.threaded import (
+    SPARE,
+    Reader,
+    ThreadedEngine,
+    check_vocabulary,
+    end_ids,
+)
+from handbill.serving.turns import FairTurns
 from handbill.serving.writing import Row, RowRequest, requests_of
 
 
@@ -35,7 +44,7 @@ class TorchEngine(ThreadedEngine[RowRequest]):
             The engine takes its weights: it is empty afterwards.
         tokenizer: The model's.
         load: Reads and verifies an adapter by digest; runs in a helper thread.
-        max_batch: Rows decoded together.
+        max_batch: Rows decoded together; one more is kept for a tenant that has none.
         slots: Adapters in memory.
         max_rank: Largest rank taken.
         context_tokens: Longest prompt and answer together.
@@ -76,12 +85,15 @@ class TorchEngine(ThreadedEngine[RowRequest]):
             max_batch=max_batch,
             queue_limit=queue_limit,
         )
-        self._cache = SlotCache(self._model.cache_shape, max_rows=max_batch, max_positions=context)
+        self._cache = SlotCache(
+            self._model.cache_shape, max_rows=max_batch + SPARE, max_positions=context
+        )
         self._guides = Guides(tokenizer)
         self._prefill: Prefill[Row] = Prefill(prefill_tokens)
         self._prefixes = PrefixCache(self._model.cache_shape, limit_bytes=prefix_cache_bytes)
-        self._rows: list[Row] = []  # running, in the order of the cache's rows
-        self._changes: Changes | None = None  # of the running rows, until they change
+        self._turns = FairTurns()
+        self._rows: list[Row] = []  # the batch, in the order of the cache's rows
+        self._changes: tuple[int, Changes] | None = None  # of its first rows, until they change
         self._thread.start()
 
     async def _requests(self, sequence: Sequence, reader: Reader) -> list[RowRequest]:
@@ -123,34 +135,64 @@ class TorchEngine(ThreadedEngine[RowRequest]):
 
     def _step(self) -> None:
         """One forward pass, and a token for every row that is due one."""
-        ids = [row.last for row in self._rows]
-        choosing, spans, done = list(range(len(ids))), [], []
-        if self._rows:
-            if self._changes is None:
-                self._changes = self._adapters.gather([row.request.held for row in self._rows])
-            spans.append(Span(self._cache.extend(), self._changes))
-        for prompt, count in self._prefill.shares():
+        with self._changed:
+            waiting = self._queue.tenants
+        tenants = {row.tenant for row in (*self._rows, *self._prefill)}
+        paused = self._turns.paused(tenants, waiting)
+        started, tokens = time.perf_counter(), Counter[str]()
+        running = self._rows[: self._bring_forward(paused)]
+        ids, spans = [row.last for row in running], []
+        chosen: dict[Row, int] = {row: index for index, row in enumerate(running)}
+        choosing, done = list(chosen.values()), []
+        if running:
+            tokens.update(row.tenant for row in running)
+            spans.append(Span(self._cache.extend(len(running)), self._gather(len(running))))
+        for prompt, count in self._prefill.shares(paused):
             ids += prompt.left[:count]
+            tokens[prompt.key.tenant] += count
             spans.append(Span(prompt.cache.extend(count), prompt.changes))
             if not prompt.left:
                 choosing.append(len(ids) - 1)
                 done.append(prompt)
-        tokens = torch.tensor(ids, dtype=torch.long, device=self._model.cache_shape.device)
+        tensor = torch.tensor(ids, dtype=torch.long, device=self._model.cache_shape.device)
         # Tokens are chosen on the CPU, so that a seed means the same on every device.
-        logits = self._model.forward(tokens, spans, choosing).float().cpu()
-        of = list(range(len(self._rows)))
-        for index, prompt in enumerate(done, start=len(of)):
-            self._prefill.remove(prompt)
-            self._prefixes.keep(prompt.key, prompt.cache)
-            for row in prompt.rows:
-                row.at = len(self._rows)
-                self._cache.join(prompt.cache)
-                self._rows.append(row)
-                self._changes = None
-                of.append(index)
-        for request in dict.fromkeys(row.request for row in self._rows):
-            self._advance(request, [logits[of[row.at]] for row in request.rows])
-        self._tokens += len(self._rows)
+        logits = self._model.forward(tensor, spans, choosing).float().cpu()
+        self._turns.charge(time.perf_counter() - started, tokens)
+        for index, prompt in enumerate(done, start=len(chosen)):
+            self._join(prompt)
+            chosen |= dict.fromkeys(prompt.rows, index)
+        for request in dict.fromkeys(row.request for row in chosen):
+            self._advance(request, [logits[chosen[row]] for row in request.rows])
+        self._tokens += len(chosen)
+
+    def _bring_forward(self, paused: Set[str]) -> int:
+        """Move the rows of those who pause behind the others, whose number this returns."""
+        count = sum(row.tenant not in paused for row in self._rows)
+        late = [row for row in self._rows[count:] if row.tenant not in paused]
+        early = [row for row in self._rows[:count] if row.tenant in paused]
+        for row, other in zip(early, late, strict=True):
+            self._cache.swap(row.at, other.at)
+            self._rows[row.at], self._rows[other.at] = other, row
+            row.at, other.at = other.at, row.at
+            self._changes = None
+        return count
+
+    def _gather(self, count: int) -> Changes:
+        """What their adapters add to the first so many rows."""
+        if self._changes is None or self._changes[0] != count:
+            held = [row.request.held for row in self._rows]
+            self._changes = count, self._adapters.gather(held, count)
+        return self._changes[1]
+
+    def _join(self, prompt: Prompt[Row]) -> None:
+        """Give the answers to a prompt that is run their rows."""
+        self._prefill.remove(prompt)
+        self._prefixes.keep(prompt.key, prompt.cache)
+        for row in prompt.rows:
+            row.at = len(self._rows)
+            self._cache.join(prompt.cache)
+            self._rows.append(row)
+        self._changes = None
 
     def _advance(self, request: RowRequest, logits: list[Tensor]) -> None:
         try:

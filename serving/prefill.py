@@ -4,7 +4,7 @@ A turn runs at most so many tokens of prompts, so that running rows never wait l
 newcomer's text, however long it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Self, TypeVar
 
@@ -80,15 +80,16 @@ class Prefill(Generic[R]):
         """Start one more."""
         self._prompts[prompt.key] = prompt
 
-    def shares(self) -> list[tuple[Prompt[R], int]]:
-        """How many tokens of which prompts to run now.
+    def shares(self, paused: Set[str] = frozenset()) -> list[tuple[Prompt[R], int]]:
+        """How many tokens of which prompts to run now; those of paused tenants wait.
 
         Half of the budget is the oldest prompt's, so that it always gets on; the rest goes to
         the shortest first, so that a short prompt behind a long one gets in soon.
         """
-        if not self._prompts:
+        prompts = [each for each in self._prompts.values() if each.key.tenant not in paused]
+        if not prompts:
             return []
-        oldest, *others = self._prompts.values()
+        oldest, *others = prompts
         counts = {oldest: min(len(oldest.left), -(-self._budget // 2))}
         budget = self._budget - counts[oldest]
         for prompt in sorted(others, key=lambda prompt: len(prompt.left)):

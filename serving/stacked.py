@@ -123,12 +123,12 @@ class StackedLinear:
             self._a[slot, :, :rank].flatten(0, 1), self._b[slot, :, :rank], self._part_of_block
         )
 
-    def gather(self, rows: Sequence[Held]) -> Change | None:
-        """What the running rows add, each its own; None when that is nothing.
+    def gather(self, rows: Sequence[Held], count: int) -> Change | None:
+        """What the first so many of the batch's rows add, each its own; None when that is nothing.
 
-        Only rows that changed since the last call are copied.
+        Only rows that changed since the last call are copied, whoever runs.
         """
-        if len(set(rows)) == 1:
+        if len(set(rows[:count])) == 1:
             return self.change(rows[0].slot)
         rank = max(self._ranks.get(row.slot, 0) for row in rows)
         if not rank:
@@ -142,7 +142,6 @@ class StackedLinear:
                 self._rows_a[index] = self._a[row.slot, :, :rank]
                 self._rows_b[index] = self._b[row.slot, :, :rank]
                 self._gathered[index] = row
-        count = len(rows)
         return Change(
             self._rows_a[:count].flatten(1, 2),
             self._rows_b[:count].flatten(0, 1),

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from handbill.serving.waiting import FairQueue
 
 log = logging.getLogger(__name__)
 
+# Rows beyond the batch for tenants that have none: who floods the batch keeps nobody out of it.
+SPARE: Final = 1
 # Adapters being read or read but not yet in a slot: bounds what waits in host memory.
 _LOADS_AT_ONCE: Final = 4
 
@@ -79,7 +82,7 @@ class ThreadedEngine(ABC, Generic[R]):
         load: Reads and verifies an adapter by digest; runs in a helper thread.
         bank: The adapters in memory.
         context: Longest prompt and answer together.
-        max_batch: Rows that run together.
+        max_batch: Rows that run together; one more is kept for a tenant that has none.
         queue_limit: Sequences that may wait.
     """
 
@@ -228,14 +231,22 @@ class ThreadedEngine(ABC, Generic[R]):
                 self._changed.wait_for(lambda: self._poked)
 
     def _admit(self) -> None:
-        while room := self._max_batch - self._running():
+        while True:
             with self._changed:
-                request = self._queue.pop(self._is_ready, room=room)
+                request = self._queue.pop(self._is_ready, room=self._room())
             if request is None:
                 break
             if self._take_adapter(request):
                 self._begin(request)
         self._forget_unwanted_loads()
+
+    def _room(self) -> Callable[[str], int]:
+        """Rows there are for a tenant: the spare one only for who has none."""
+        held = Counter[str]()
+        for request in set(self._begun()):
+            held[request.sequence.tenant] += request.width
+        free = self._max_batch - held.total()
+        return lambda tenant: free if held[tenant] else free + SPARE
 
     def _is_ready(self, request: R) -> bool:
         digest = request.sequence.adapter

@@ -43,7 +43,14 @@ from handbill.serving.schemas import styled
 from handbill.serving.sequences import Sampling, Sequence
 from handbill.serving.stacked import Held, Pair
 from handbill.serving.text import AnswerText
-from handbill.serving.threaded import Reader, Request, ThreadedEngine, check_vocabulary, end_ids
+from handbill.serving.threaded import (
+    SPARE,
+    Reader,
+    Request,
+    ThreadedEngine,
+    check_vocabulary,
+    end_ids,
+)
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +156,7 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
         load: Reads and verifies an adapter by digest; runs in a helper thread.
         device: ``cpu`` or ``cuda``, which the installed build of vLLM must be for.
         dtype: Of weights, keys and values.
-        max_batch: Rows that run together.
+        max_batch: Rows that run together; one more is kept for a tenant that has none.
         slots: Adapters in memory, each with room for the largest rank.
         max_rank: Largest rank taken.
         context_tokens: Longest prompt and answer together.
@@ -199,7 +206,9 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
         self._hits = self._misses = 0
         memory = {}
         if device == "cpu":
-            blocks = max_batch * -(-context // _CPU_BLOCK) + 1  # vLLM keeps one for itself
+            blocks = (max_batch + SPARE) * -(
+                -context // _CPU_BLOCK
+            ) + 1  # vLLM keeps one for itself
             row_bytes = _position_bytes(config, dtype) * _CPU_BLOCK * blocks
             memory = {
                 "block_size": _CPU_BLOCK,
@@ -211,8 +220,8 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
             model=str(base.path),
             dtype=dtype,
             max_model_len=context,
-            max_num_seqs=max_batch,
-            max_num_batched_tokens=max_batch + prefill_tokens,
+            max_num_seqs=max_batch + SPARE,
+            max_num_batched_tokens=max_batch + SPARE + prefill_tokens,
             # A long prompt takes half of a step's tokens, so that short ones behind it join.
             long_prefill_token_threshold=min(context, max(1, prefill_tokens // 2)),
             enable_prefix_caching=prefix_cache_bytes > 0,

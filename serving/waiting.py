@@ -32,6 +32,11 @@ class FairQueue(Generic[T]):
         for line in self._lines.values():
             yield from (item for item, _ in line)
 
+    @property
+    def tenants(self) -> frozenset[str]:
+        """Who waits."""
+        return frozenset(self._lines)
+
     def push(self, tenant: str, item: T, *, rows: int = 1) -> None:
         """Join the tenant's line.
 
@@ -46,16 +51,21 @@ class FairQueue(Generic[T]):
         self._lines.setdefault(tenant, deque()).append((item, rows))
         self._length += rows
 
-    def pop(self, ready: Callable[[T], bool], *, room: int = 1) -> T | None:
+    def pop(self, ready: Callable[[T], bool], *, room: Callable[[str], int]) -> T | None:
         """The head of the next tenant's line whose head is ready.
 
-        A head that is not ready (its adapter is still being loaded) does not hold up others. One
-        that needs more rows than there is room for does: else it would wait for ever.
+        A head that is not ready (its adapter is still being loaded) does not hold up others, nor
+        does that of a tenant for whom there is no room. One that needs more rows than its tenant
+        has room for does: else it would wait for ever.
+
+        Args:
+            ready: Whether a head may go.
+            room: Rows there are for a tenant.
         """
         for tenant in sorted(self._lines, key=self._served.__getitem__):
             item, rows = self._lines[tenant][0]
-            if ready(item):
-                if rows > room:
+            if room(tenant) > 0 and ready(item):
+                if rows > room(tenant):
                     return None
                 self._served[tenant] += rows
                 self._lines.move_to_end(tenant)

@@ -95,6 +95,11 @@ class Row:
         """The token it runs next."""
         return self.request.writer.last[self.index]
 
+    @property
+    def tenant(self) -> str:
+        """Who asked."""
+        return self.request.sequence.tenant
+
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class RowRequest(Request):

@@ -132,10 +132,10 @@ def shops(operator):
     own = {
         m: [operator.tenant_artifact(m, everyone) for _ in range(2)] for m in ("shop-a", "shop-b")
     }
-    registry.publish("", everyone)
+    registry.channels.publish("", everyone)
     for merchant, (older, newer) in own.items():
-        registry.publish(merchant, older)
-        registry.publish(merchant, newer)
+        registry.channels.publish(merchant, older)
+        registry.channels.publish(merchant, newer)
     with registry.database.begin() as uow:
         for key, used in (("k1", ""), ("k2", utc_now())):
             uow.invitations.add(

@@ -142,12 +142,12 @@ def test_a_round_under_way_brings_nothing_back(shops, registry, operator):
     for late in (
         lambda: registry.locker("shop-a"),
         lambda: registry.register_tenant_artifact(early),
-        lambda: registry.publish("shop-a", shops["shop-a"][0]),
+        lambda: registry.channels.publish("shop-a", shops["shop-a"][0]),
     ):
         with pytest.raises(ArtifactError, match="shop-a: is revoked"):
             late()
     with pytest.raises(MissingError, match="nothing was published before"):
-        registry.rollback("shop-a")
+        registry.channels.rollback("shop-a")
     check_forgotten(registry, shops)
 
 
@@ -155,7 +155,7 @@ def test_a_merchant_that_comes_back_begins_with_a_new_key(shops, registry, opera
     forget(registry, "shop-a", wait_s=0)
     enrol(registry, "shop-a")
     new = operator.tenant_artifact("shop-a", "")
-    registry.publish("shop-a", new)
+    registry.channels.publish("shop-a", new)
     assert opened(registry, new)
     assert served(registry, "shop-a") == new
     assert verify_registry(registry).problems == ()
@@ -305,7 +305,7 @@ def test_a_tenant_that_is_forgotten_is_served_the_global_model_and_no_request_fa
         forget(registry, "shop-a", wait_s=1.0)
         requests.wait_for("shop-a", everyone)
         newer = operator.round(2, everyone)
-        registry.publish("", newer)
+        registry.channels.publish("", newer)
         requests.wait_for("shop-a", newer)  # it follows everybody's model from now on
         requests.wait_for("shop-b", shops["shop-b"][1])
     assert requests.failures == []

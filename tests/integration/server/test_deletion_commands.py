@@ -31,9 +31,9 @@ def home(tmp_path, base, monkeypatch):
     operator = Operator(registry, base, tmp_path)
     enrol(registry, "shop-a")
     first = operator.round(1)
-    registry.publish("", first)
+    registry.channels.publish("", first)
     for _ in range(3):
-        registry.publish("shop-a", operator.tenant_artifact("shop-a", first))
+        registry.channels.publish("shop-a", operator.tenant_artifact("shop-a", first))
     registry.database.close()
     return tmp_path / "home"
 

@@ -180,7 +180,7 @@ CRASH = """
     elif where == "after row":
         outbox.write_channel = lambda *_: os._exit(9)
     if where == "after row":
-        registry.publish("", folder)
+        registry.channels.publish("", folder)
     else:
         attempt = registry.open_round("run-1", 2, "global", ["shop-a"])
         registry.commit_round(
@@ -230,7 +230,7 @@ def test_a_crash_between_publication_row_and_file_is_finished_by_recovery(
     registry = operator.registry
     first = operator.round(1)
     second = operator.round(2, first)
-    registry.publish("", first)
+    registry.channels.publish("", first)
     crash(registry, key, database_url, second, "after row")
     assert served(registry).digest == first
     assert "serial 1" in verify_registry(registry).problems[0]
@@ -247,8 +247,8 @@ def test_publish_and_roll_back_move_a_signed_channel_with_rising_serials(operato
     one = operator.round(1)
     two = operator.round(2, one)
     three = operator.round(3, two)
-    seen = [registry.publish("", digest) for digest in (one, two, three)]
-    seen += [registry.rollback(), registry.rollback()]
+    seen = [registry.channels.publish("", digest) for digest in (one, two, three)]
+    seen += [registry.channels.rollback(), registry.channels.rollback()]
     assert [(c.digest, c.serial) for c in seen] == [
         (one, 1),
         (two, 2),
@@ -258,10 +258,10 @@ def test_publish_and_roll_back_move_a_signed_channel_with_rising_serials(operato
     ]
     assert served(registry) == seen[-1]
     with pytest.raises(MissingError, match="nothing was published before"):
-        registry.rollback()
-    assert registry.publish("", one).serial == 5
-    assert registry.publish("", three).serial == 6
-    assert registry.rollback().digest == one
+        registry.channels.rollback()
+    assert registry.channels.publish("", one).serial == 5
+    assert registry.channels.publish("", three).serial == 6
+    assert registry.channels.rollback().digest == one
     assert verify_registry(registry).problems == ()
 
 
@@ -269,15 +269,15 @@ def test_a_tenants_adapter_is_served_to_that_tenant_only(operator):
     registry = operator.registry
     shared = operator.round(1)
     own = operator.tenant_artifact("shop-a", shared)
-    assert registry.publish("shop-a", own).tenant == "shop-a"
-    assert registry.publish("shop-b", shared).digest == shared
+    assert registry.channels.publish("shop-a", own).tenant == "shop-a"
+    assert registry.channels.publish("shop-b", shared).digest == shared
     for other in ("", "shop-b"):
         with pytest.raises(ArtifactError, match="nobody else"):
-            registry.publish(other, own)
+            registry.channels.publish(other, own)
     with pytest.raises(InputError, match="lower-case"):
-        registry.publish("../shop", shared)
+        registry.channels.publish("../shop", shared)
     with pytest.raises(MissingError, match="no artifact"):
-        registry.publish("", "sha256:" + "0" * 64)
+        registry.channels.publish("", "sha256:" + "0" * 64)
     assert served(registry) is None
     assert served(registry, "shop-b").digest == shared
 
@@ -286,20 +286,20 @@ def test_a_damaged_artifact_is_never_published(operator):
     registry = operator.registry
     one = operator.round(1)
     two = operator.round(2, one)
-    registry.publish("", one)
-    registry.publish("", two)
+    registry.channels.publish("", one)
+    registry.channels.publish("", two)
     (registry.store.path(one) / "adapter_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match="adapter_model"):
-        registry.publish("shop-a", one)
+        registry.channels.publish("shop-a", one)
     with pytest.raises(ArtifactError, match="adapter_model"):
-        registry.rollback()
+        registry.channels.rollback()
     assert served(registry).digest == two
 
 
 def test_a_channel_file_signed_by_somebody_else_is_written_again(operator):
     registry = operator.registry
     one = operator.round(1)
-    channel = registry.publish("", one)
+    channel = registry.channels.publish("", one)
     stranger = Ed25519PrivateKey.generate()
     artifacts.write_channel(registry.root, channel, stranger)
     with pytest.raises(ArtifactError, match="publisher"):

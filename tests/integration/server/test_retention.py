@@ -17,16 +17,16 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_withdrawn_channel_has_no_way_back_and_can_be_published_to_again(shops, registry):
-    registry.withdraw("shop-b")
-    assert registry.withdraw("shop-b").serial == 3
+    registry.channels.withdraw("shop-b")
+    assert registry.channels.withdraw("shop-b").serial == 3
     assert served(registry, "shop-b") == ""
     with pytest.raises(MissingError):
-        registry.rollback("shop-b")
-    assert registry.publish("shop-b", shops["shop-b"][1]).serial == 4
+        registry.channels.rollback("shop-b")
+    assert registry.channels.publish("shop-b", shops["shop-b"][1]).serial == 4
     with pytest.raises(MissingError):
-        registry.rollback("shop-b")
+        registry.channels.rollback("shop-b")
     with pytest.raises(MissingError, match="nothing was ever published"):
-        registry.withdraw("shop-z")
+        registry.channels.withdraw("shop-z")
     assert verify_registry(registry).problems == ()
 
 
@@ -35,7 +35,7 @@ def test_pruning_keeps_what_is_served_what_a_rollback_needs_and_the_newest(
 ):
     everyone = served(registry, "")
     a = [*shops["shop-a"], *(operator.tenant_artifact("shop-a", everyone) for _ in range(3))]
-    registry.publish("shop-a", a[2])  # was served: 0, 1, 2; never published: 3, 4
+    registry.channels.publish("shop-a", a[2])  # was served: 0, 1, 2; never published: 3, 4
     assert superseded(registry, keep=3) == []
     assert [x.digest for x in superseded(registry, keep=2)] == [a[0]]
     assert {x.digest for x in prune(registry, keep=1)} == {a[0], a[1], a[3], shops["shop-b"][0]}
@@ -46,9 +46,9 @@ def test_pruning_keeps_what_is_served_what_a_rollback_needs_and_the_newest(
     assert opened(registry, shops["shop-b"][1])
     assert verify_registry(registry).problems == ()
     with pytest.raises(ArtifactError, match="were they removed"):
-        registry.rollback("shop-a")
+        registry.channels.rollback("shop-a")
     with pytest.raises(ArtifactError, match="were they removed"):
-        registry.publish("shop-a", a[3])
+        registry.channels.publish("shop-a", a[3])
     with pytest.raises(InputError, match="keep=0"):
         prune(registry, keep=0)
     assert operator.tenant_artifact("shop-a", everyone)  # versions count on

@@ -29,9 +29,9 @@ def home(tmp_path, base):
     for number in (1, 2, 3):
         digests.append(operator.round(number, digests[-1]))
     own = operator.tenant_artifact("shop-a", digests[-1])
-    registry.publish("", digests[1])
-    registry.publish("", digests[2])
-    registry.publish("shop-a", own)
+    registry.channels.publish("", digests[1])
+    registry.channels.publish("", digests[2])
+    registry.channels.publish("shop-a", own)
     attempt = registry.open_round(operator.run, 4, "global", ["shop-a"])
     registry.abandon_round(attempt, "too few")
     registry.database.close()

@@ -83,8 +83,8 @@ def test_verify_names_an_edited_row(operator, statement, message):
     registry = operator.registry
     one = operator.round(1)
     two = operator.round(2, one)
-    registry.publish("", one)
-    registry.publish("", two)
+    registry.channels.publish("", one)
+    registry.channels.publish("", two)
     assert verify_registry(registry).problems == ()
     edit(registry, statement)
     assert any(message in problem for problem in verify_registry(registry).problems)
@@ -92,6 +92,6 @@ def test_verify_names_an_edited_row(operator, statement, message):
 
 def test_verify_counts_what_it_checked(operator):
     registry = operator.registry
-    registry.publish("", operator.round(1))
+    registry.channels.publish("", operator.round(1))
     found = verify_registry(registry)
     assert (found.artifacts, found.rounds, found.channels, found.audit_entries) == (1, 1, 1, 3)

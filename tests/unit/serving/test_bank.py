@@ -69,7 +69,7 @@ def test_only_the_modules_that_adapters_name_are_changed(model, adapters):
         model.stacks[f"model.layers.2.{name}"][0] for name in ("self_attn.q_proj", "mlp.down_proj")
     }
     assert not bank.changes(BASE)
-    assert not bank.gather([BASE, BASE])
+    assert not bank.gather([BASE, BASE], 2)
 
 
 @pytest.mark.parametrize(
@@ -110,26 +110,32 @@ def test_an_adapter_that_left_its_slot_leaves_nothing_behind(model, adapters):
 
 
 @settings(max_examples=40, deadline=None)
-@given(rows=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), max_size=12))
+@given(
+    rows=st.lists(
+        st.tuples(st.lists(st.integers(0, 5), min_size=1, max_size=3), st.integers(1, 3)),
+        max_size=12,
+    )
+)
 def test_what_is_gathered_row_by_row_is_what_each_adapter_adds(base, adapters, rows):
-    """Rows join, leave and move; slots are filled anew in between; ranks differ."""
+    """Rows join, leave, move and pause; slots are filled anew in between; ranks differ."""
     model = Llama(load_base(base)[0], positions=8)
     bank = AdapterBank(model.stacks, slots=3, max_rank=8)
     stacks = {stack for stack, _ in model.stacks.values()}
-    for names in rows:
+    for names, most in rows:
+        count = min(most, len(names))
         running = [str(name) if name else "" for name in names]
         held = []
         for name in running:
             if name not in bank:
                 bank.put(name, adapters.load(name))
             held.append(bank.acquire(name))
-        together = bank.gather(held)
+        together = bank.gather(held, count)
         for stack in stacks:
-            x = torch.randn(len(held), stack.product.width)
-            found = stack(x, [(slice(0, len(held)), together)])
+            x = torch.randn(count, stack.product.width)
+            found = stack(x, [(slice(0, count), together)])
             alone = [
                 stack(x[i : i + 1], [(slice(0, 1), bank.changes(one))])
-                for i, one in enumerate(held)
+                for i, one in enumerate(held[:count])
             ]
             assert torch.allclose(found, torch.cat(alone), atol=1e-4)
         for name in running:
@@ -141,12 +147,12 @@ def test_filling_a_slot_anew_does_not_change_rows_that_are_gathered(model, adapt
     bank.put("0", adapters.load("0"))
     x = torch.randn(2, 64)
     stack, _ = model.stacks["model.layers.0.self_attn.q_proj"]
-    spans = [(slice(0, 2), bank.gather([bank.acquire("0"), BASE]))]
+    spans = [(slice(0, 2), bank.gather([bank.acquire("0"), BASE], 2))]
     before = stack(x, spans)
     bank.release("0")
     bank.put("1", adapters.load("1"))
     assert torch.equal(stack(x, spans), before)
     assert not torch.equal(before[0], stack(x, [])[0])
     assert torch.equal(before[1], stack(x, [])[1])
-    spans = [(slice(0, 2), bank.gather([bank.acquire("1"), BASE]))]
+    spans = [(slice(0, 2), bank.gather([bank.acquire("1"), BASE], 2))]
     assert not torch.equal(stack(x, spans)[0], before[0])  # the same slot, another adapter

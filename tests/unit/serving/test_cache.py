@@ -40,7 +40,8 @@ def prompt(length, pieces):
         st.one_of(
             st.tuples(st.just("join"), st.tuples(st.integers(1, 300), st.integers(1, 200))),
             st.tuples(st.just("leave"), st.integers(0, 3)),
-            st.tuples(st.just("decode"), st.just(0)),
+            st.tuples(st.just("swap"), st.tuples(st.integers(0, 3), st.integers(0, 3))),
+            st.tuples(st.just("decode"), st.integers(1, 4)),
         ),
         max_size=25,
     )
@@ -58,11 +59,17 @@ def test_every_row_sees_its_own_keys_and_no_others(steps):
             last = rows.pop()
             if value < len(rows):
                 rows[value] = last
+        elif what == "swap" and max(value) < len(rows):
+            cache.swap(*value)
+            first, second = value
+            rows[first], rows[second] = rows[second], rows[first]
         elif what == "decode" and rows and max(cache.lengths) < 400:
-            view = cache.extend()
+            count = min(value, len(rows))
+            view = cache.extend(count)
             keys = write(view)
-            rows = [torch.cat([row, keys[i][:, None]], dim=1) for i, row in enumerate(rows)]
-            for i, row in enumerate(rows):
+            for i in range(count):
+                rows[i] = torch.cat([rows[i], keys[i][:, None]], dim=1)
+            for i, row in enumerate(rows[:count]):
                 seen = view.mask[i, 0, 0] == 0
                 assert torch.equal(view.keys[1][i][:, seen], 2 * row)
                 assert torch.equal(view.values[0][i][:, seen], -row)
@@ -75,4 +82,4 @@ def test_no_row_grows_past_the_context():
     cache = SlotCache(SHAPE, max_rows=2, max_positions=8)
     cache.join(prompt(8, 8)[0])
     with pytest.raises(RuntimeError, match="context"):
-        cache.extend()
+        cache.extend(1)

@@ -1,5 +1,8 @@
 """What is our own engine's alone; what every engine keeps: test_engine_contract.py."""
 
+import asyncio
+import itertools
+
 import pytest
 
 from handbill.errors import InputError
@@ -33,3 +36,32 @@ def test_a_tokenizer_with_tokens_the_model_does_not_know_is_refused(base, adapte
     tokenizer.add_tokens(["<unknown>"])
     with pytest.raises(InputError, match="a token it does not know"):
         TorchEngine(model, tokenizer, load=adapters.load)
+
+
+def test_a_flood_keeps_nobody_out_and_pauses_for_who_does_not_flood(
+    make_engine, sequence, write, monkeypatch
+):
+    """Every turn takes a tick, so that the calm tenant's share of turns is known."""
+    ticks = itertools.count()
+    monkeypatch.setattr("handbill.serving.engine.time.perf_counter", lambda: next(ticks))
+    calm = sequence(1, tenant="calm", adapter="2", max_tokens=60, temperature=0)
+    alone = write(make_engine(), [calm], together=False)
+
+    async def main():
+        engine = make_engine(max_batch=7, context_tokens=1000)
+        asked = [sequence(0, adapter="1", max_tokens=900, tenant="flood") for _ in range(20)]
+        flood = [engine.submit(one) for one in asked]
+        reading = [asyncio.create_task(anext(one)) for one in flood]
+        await reading[0]
+        before = (await engine.stats()).tokens
+        pieces = [piece async for piece in engine.submit(calm)]
+        stats = await engine.stats()
+        for task, one in zip(reading, flood, strict=True):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await one.aclose()
+        return pieces, stats.tokens - before
+
+    pieces, tokens = asyncio.run(main())
+    assert ["".join(piece.text for piece in pieces)] == alone
+    assert tokens < 60 + 7 * 50  # 60 + 7 * 60 if the flood ran in every turn

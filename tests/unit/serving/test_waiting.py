@@ -9,17 +9,17 @@ def test_tenants_take_turns_however_much_one_asks():
     for i in range(5):
         queue.push("loud", f"loud-{i}")
     queue.push("calm", "calm-0")
-    order = [queue.pop(lambda _: True) for _ in range(6)]
+    order = [queue.pop(lambda _: True, room=lambda _: 1) for _ in range(6)]
     assert order == ["loud-0", "calm-0", "loud-1", "loud-2", "loud-3", "loud-4"]
-    assert queue.pop(lambda _: True) is None
+    assert queue.pop(lambda _: True, room=lambda _: 1) is None
 
 
 def test_a_head_that_is_not_ready_keeps_its_place_and_holds_up_nobody():
     queue = FairQueue(100)
     queue.push("a", "slow")
     queue.push("b", "fast")
-    assert queue.pop(lambda item: item == "fast") == "fast"
-    assert queue.pop(lambda _: True) == "slow"
+    assert queue.pop(lambda item: item == "fast", room=lambda _: 1) == "fast"
+    assert queue.pop(lambda _: True, room=lambda _: 1) == "slow"
 
 
 def test_the_line_is_bounded_and_leaving_makes_room():
@@ -39,7 +39,7 @@ def test_turns_are_counted_in_rows():
         queue.push("wide", f"wide-{i}", rows=3)
     for i in range(8):
         queue.push("calm", f"calm-{i}")
-    order = [queue.pop(lambda _: True, room=8) for _ in range(11)]
+    order = [queue.pop(lambda _: True, room=lambda _: 8) for _ in range(11)]
     assert [item[:4] for item in order[:9]] == ["wide", *["calm"] * 3] * 2 + ["wide"]
 
 
@@ -51,7 +51,7 @@ def test_who_comes_back_for_every_item_gets_no_more_turns_than_who_waits():
     for _ in range(8):
         if "wide" not in queue:
             queue.push("wide", "wide", rows=4)
-        order.append(queue.pop(lambda _: True, room=8))
+        order.append(queue.pop(lambda _: True, room=lambda _: 8))
     assert order.count("wide") == 2
 
 
@@ -59,8 +59,20 @@ def test_what_needs_more_room_than_there_is_is_not_overtaken():
     queue = FairQueue(100)
     queue.push("a", "wide", rows=3)
     queue.push("b", "narrow")
-    assert queue.pop(lambda _: True, room=2) is None
+    assert queue.pop(lambda _: True, room=lambda _: 2) is None
     assert len(queue) == 4
-    assert queue.pop(lambda item: item != "wide", room=2) == "narrow"  # its adapter is not there
-    assert queue.pop(lambda _: True, room=3) == "wide"
+    assert (
+        queue.pop(lambda item: item != "wide", room=lambda _: 2) == "narrow"
+    )  # its adapter is not there
+    assert queue.pop(lambda _: True, room=lambda _: 3) == "wide"
     assert len(queue) == 0
+
+
+def test_a_tenant_without_room_holds_up_nobody():
+    queue = FairQueue(100)
+    queue.push("full", "wide", rows=3)
+    queue.push("new", "narrow")
+    room = {"full": 0, "new": 1}
+    assert queue.pop(lambda _: True, room=room.__getitem__) == "narrow"
+    assert queue.pop(lambda _: True, room=room.__getitem__) is None
+    assert queue.tenants == {"full"}
