@@ -17,31 +17,19 @@ import itertools
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from safetensors.numpy import save
 
-from handbill.errors import ArtifactError, InputError
-from handbill.generator.adapters import (
-    CONFIG_FILE,
-    PREFIX,
-    WEIGHTS_FILE,
-    Adapter,
-    linear_shapes,
-)
+from handbill.errors import InputError
+from handbill.generator.adapters import Adapter, linear_shapes
 from handbill.generator.base_models import BaseModel
-from handbill.serving.bank import Bank
 from handbill.serving.errors import BadRequestError, SchemaError, UnavailableError
-from handbill.serving.guides import Guides
+from handbill.serving.guides import TOO_COMPLEX, Guides
 from handbill.serving.schemas import styled
 from handbill.serving.sequences import Sampling, Sequence
-from handbill.serving.stacked import Held, Pair
 from handbill.serving.text import AnswerText
 from handbill.serving.threaded import (
     SPARE,
@@ -51,6 +39,7 @@ from handbill.serving.threaded import (
     check_vocabulary,
     end_ids,
 )
+from handbill.serving.vllm_loras import LoraBank
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +56,7 @@ _ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
 }
 # Ranks vLLM makes room for; every slot has room for the largest rank taken.
-_RANKS: Final = (1, 8, 16, 32, 64, 128, 256)
-# Norm of what an adapter may add to a layer: a hundred steps of Adam at 0.02 make at most 1,300 of
-# SmolLM2's largest. Numbers that run over in one row would reach others: vLLM multiplies masked
-# positions by 0, and NaN times 0 is NaN.
-_MAX_NORM: Final = 1e4
+_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Positions of one block of keys and values on a CPU; its default, 128, would share few prompts.
 _CPU_BLOCK: Final = 32
 
@@ -95,58 +80,6 @@ class VllmRequest(Request):
     json: str = ""
     seen: bool = False
     over: bool = False
-
-
-class LoraBank(Bank):
-    """Adapters in vLLM's slots. It never evicts one itself: it has as many slots as we fill.
-
-    Args:
-        shapes: See :class:`~handbill.serving.bank.Bank`.
-        slots: Adapters in memory.
-        max_rank: Largest rank taken.
-    """
-
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], *, slots: int, max_rank: int) -> None:
-        super().__init__(shapes, slots=slots, max_rank=max_rank)
-        self.engine: Any = None
-
-    def lora(self, held: Held, path: str = "loaded") -> Any:
-        """What vLLM knows an adapter by; None for the base model."""
-        from vllm.lora.request import LoRARequest
-
-        if not held.load:
-            return None
-        return LoRARequest(lora_name=str(held.load), lora_int_id=held.load, lora_path=path)
-
-    def _fill(self, held: Held, pairs: Mapping[str, Pair]) -> None:
-        for module, (a, b) in pairs.items():
-            norm = float(a.norm() * b.norm())
-            if not norm <= _MAX_NORM:
-                raise ArtifactError(
-                    f"adapter of {module}: its norm is up to {norm:.3g}, and this service takes "
-                    f"{_MAX_NORM:g}"
-                )
-        # vLLM reads adapters from folders: this one holds a link to anonymous memory.
-        rank = max((a.shape[0] for a, _ in pairs.values()), default=1)
-        config = {
-            "peft_type": "LORA",
-            "r": rank,
-            "lora_alpha": rank,  # the adapter's own scaling is in B already
-            "target_modules": sorted({module.rpartition(".")[2] for module in pairs}),
-        }
-        weights = os.memfd_create("adapter")
-        try:
-            with os.fdopen(os.dup(weights), "wb") as file:
-                file.write(save(_halves(pairs)))
-            with tempfile.TemporaryDirectory(prefix="hb-lora-") as folder:
-                (Path(folder) / CONFIG_FILE).write_text(json.dumps(config))
-                (Path(folder) / WEIGHTS_FILE).symlink_to(f"/proc/{os.getpid()}/fd/{weights}")
-                self.engine.add_lora(self.lora(held, folder))
-        finally:
-            os.close(weights)
-
-    def _empty(self, held: Held) -> None:
-        self.engine.remove_lora(held.load)
 
 
 class VllmEngine(ThreadedEngine[VllmRequest]):
@@ -229,7 +162,7 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
             enable_lora=True,
             max_loras=slots,
             max_cpu_loras=slots,
-            max_lora_rank=next(rank for rank in _RANKS if rank >= max_rank),
+            max_lora_rank=next((r for r in _RANKS if r >= max_rank), _RANKS[-1]),
             logits_processors=["handbill.serving.vllm_bans:Bans"],
             disable_log_stats=True,
             **memory,
@@ -315,7 +248,7 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
                 request.json += delta.text
                 if token in self._ends and not _is_json(request.json):
                     # A grammar that became too complex lets vLLM end the answer anywhere.
-                    request.deliver(SchemaError("response_format: the schema is too complex"))
+                    request.deliver(SchemaError(TOO_COMPLEX))
                     return
             request.deliver(delta)
             if request.done:
@@ -375,15 +308,6 @@ def _params(how: Sampling, ends: list[int]) -> Any:
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
-
-
-def _halves(pairs: Mapping[str, Pair]) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """An adapter's tensors under PEFT's names."""
-    tensors = {}
-    for module, (a, b) in pairs.items():
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = a.contiguous().numpy()
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = b.T.contiguous().numpy()
-    return tensors
 
 
 def _generation(base: BaseModel, config: Any) -> Any:
