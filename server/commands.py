@@ -103,7 +103,7 @@ def forget(
         return
     typer.echo(
         f"forgot {merchant}\n"
-        f"gone: its key, and with it {len(done.adapters)} adapters of its own; its "
+        f"gone: its key, and with it its own adapters ({len(done.adapters)}); its "
         "name, node key and invitations; it is served what everyone is\n"
         "stays: its id and signing key in the roster's log, the audit chain, the manifests of its "
         f"adapters without their weights, and its part in {done.rounds} rounds of everybody's "

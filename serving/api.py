@@ -74,6 +74,7 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
+    app.state.reports = gateway.reports
     app.add_middleware(Gate, gateway=gateway, answers_request_id=answers_request_id)
     refusals.install(app)
     openapi.complete(app, gateway.config)

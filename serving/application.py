@@ -7,7 +7,8 @@ from typing import Any
 from handbill.errors import InputError
 from handbill.generator.base_models import BaseModel, resolve_base
 from handbill.serving.config import ServingConfig
-from handbill.serving.replicas import ENGINE, EngineReplica, gateway_app
+from handbill.serving.replicas import ENGINE, GATEWAY, EngineReplica, GatewayReplica, gateway_app
+from handbill.serving.reports import REPORT_S
 
 
 def application(config: ServingConfig, base: BaseModel, *, local: bool) -> Any:
@@ -29,13 +30,14 @@ def application(config: ServingConfig, base: BaseModel, *, local: bool) -> Any:
         max_ongoing_requests=waiting,
         ray_actor_options={"num_cpus": 0.5, "num_gpus": 1 if config.device == "cuda" else 0},
         graceful_shutdown_timeout_s=5.0,
+        health_check_period_s=REPORT_S,
     )
 
     def build() -> Any:
         return gateway_app(config, base if local else resolve_base(config.base), local=local)
 
-    gateway = serve.deployment(serve.ingress(build)()).options(
-        name="Gateway",
+    gateway = serve.deployment(serve.ingress(build)(GatewayReplica)).options(
+        name=GATEWAY,
         max_ongoing_requests=waiting,
         ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=5.0,

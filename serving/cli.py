@@ -44,7 +44,7 @@ def serve(
         Path | None, typer.Option(help="Registry folder; HOME/server/registry if not given.")
     ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Port of 127.0.0.1 for Prometheus; none if not given.")
+        int | None, typer.Option(help="Port of 127.0.0.1 with live charts, and for Prometheus.")
     ] = None,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", help="Stop when the process that started it ends.")
@@ -285,6 +285,9 @@ def ask(
     except ValueError as error:
         raise InputError(f"{url}: is not a handbill service") from error
     if answer.is_error:
-        message = found.get("error", {}).get("message", "refused")
+        error = found.get("error", {})
+        message = error.get("message", "refused")
+        if kept := error.get("reviews"):
+            message += f" Kept for review as {', '.join(map(str, kept))}: handbill reviews list."
         raise HandbillError(f"{url}: {answer.status_code}: {message}")
     return found

@@ -38,6 +38,7 @@ _ONE_OF: Final = {
     "device": ("cpu", "cuda"),
     "engine": ("torch", "vllm"),
 }
+_MOST: Final = {"port": 65535, "metrics_port": 65535, "feedback_days": 3650, "batch_days": 3650}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +91,10 @@ class ServingConfig:
             so how long an experiment may run; 0 keeps nothing.
         feedback_kek: File of the key-encryption key of feedback; ``keys/vault.kek`` in ``state``
             when empty.
-        metrics_port: Port of 127.0.0.1 with figures for Prometheus; 0 is none.
+        metrics_port: Port of 127.0.0.1 with the operator's page and figures for Prometheus; 0 is
+            none.
         access_log: File that gets a line of JSON for every request for text; none when empty.
+        traces: URL of an OTLP/HTTP receiver for traces; none are made when empty.
     """
 
     registry: Path
@@ -134,6 +137,7 @@ class ServingConfig:
     feedback_kek: str = ""
     metrics_port: int = 0
     access_log: str = ""
+    traces: str = ""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -149,14 +153,13 @@ class ServingConfig:
         if self.burst < self.max_choices:
             raise InputError(f"burst={self.burst} is below max_choices={self.max_choices}")
         self._check_choices()
-        for name in ("port", "metrics_port"):
-            if not 0 <= getattr(self, name) <= 65535:
-                raise InputError(f"{name}={getattr(self, name)} not in [0, 65535]")
+        if self.traces and not self.traces.startswith(("http://", "https://")):
+            raise InputError(f"traces={self.traces!r} is not an http:// or https:// URL")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:
             raise InputError("poll_s and requests_per_minute must be positive")
-        for name in ("feedback_days", "batch_days"):
-            if not 0 <= getattr(self, name) <= 3650:
-                raise InputError(f"{name}={getattr(self, name)} not in [0, 3650]")
+        for name, most in _MOST.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"{name}={getattr(self, name)} not in [0, {most}]")
 
     def _check_choices(self) -> None:
         for name, allowed in _ONE_OF.items():

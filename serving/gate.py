@@ -9,6 +9,7 @@ from fastapi import Request, Security
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security import SecurityScopes
 from fastapi.security.base import SecurityBase
+from opentelemetry.trace import SpanKind
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,7 @@ from handbill.serving.errors import InvalidKeyError, ScopeError, TooLargeError
 from handbill.serving.gateway import Gateway
 from handbill.serving.refusals import refusal
 from handbill.serving.tenants import Caller
+from handbill.serving.tracing import TRACER, continued
 
 
 def caller_of(request: Request) -> Caller:
@@ -75,19 +77,34 @@ class Gate:
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request"] = request
 
-        async def named_send(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._answers_request_id:
-                MutableHeaders(scope=message)["x-request-id"] = request
-            await send(message)
+        with TRACER.start_as_current_span(
+            scope["method"],
+            continued(headers.get("traceparent", "")),
+            kind=SpanKind.SERVER,
+            record_exception=False,  # its words may be a request's
+            set_status_on_exception=False,
+        ) as span:
+            span.set_attributes({"http.request.method": scope["method"], "request": request})
 
-        try:
-            if scope["path"] == "/v1" or scope["path"].startswith("/v1/"):
-                state["caller"] = await self._authenticate(scope, headers)
-            body = await self._read(headers, receive, limit=self._limit(scope["path"]))
-        except HandbillError as error:
-            await refusal(error)(scope, receive, named_send)
-            return
-        await self._app(scope, _replay(body, receive), named_send)
+            async def named_send(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if self._answers_request_id:
+                        MutableHeaders(scope=message)["x-request-id"] = request
+                await send(message)
+
+            try:
+                if scope["path"] == "/v1" or scope["path"].startswith("/v1/"):
+                    state["caller"] = await self._authenticate(scope, headers)
+                    span.set_attribute("tenant", state["caller"].tenant)
+                body = await self._read(headers, receive, limit=self._limit(scope["path"]))
+            except HandbillError as error:
+                await refusal(error)(scope, receive, named_send)
+                return
+            await self._app(scope, _replay(body, receive), named_send)
+            if route := scope.get("route"):  # its template: a path may name a shopper
+                span.update_name(f"{scope['method']} {route.path}")
+                span.set_attribute("http.route", route.path)
 
     async def _authenticate(self, scope: Scope, headers: Headers) -> Caller:
         scheme, _, key = headers.get("authorization", "").partition(" ")

@@ -19,11 +19,13 @@ from handbill.serving.measures import Measures
 from handbill.serving.orm import utc_now
 from handbill.serving.quotas import Grant, open_quotas
 from handbill.serving.registry import Registry, Route
+from handbill.serving.reports import EngineReports
 from handbill.serving.repository import Usage
 from handbill.serving.schemas import SchemaTrial
 from handbill.serving.sequences import Delta, Engine, EngineStats, Sampling, Sequence
 from handbill.serving.streams import Split, merge
 from handbill.serving.tenants import Caller, Tenants
+from handbill.serving.tracing import carried, noted
 
 # A registry that was not looked at for so many polls is stale.
 _STALE_POLLS = 30
@@ -106,7 +108,8 @@ class Gateway:
         self.schemas = SchemaTrial(tokenizer)
         self._engine = engine
         self._registry = registry
-        self.measures = Measures(config, engine.stats, registry)
+        self.reports = EngineReports()
+        self.measures = Measures(config, engine.stats, self.reports, registry)
 
     def start(self) -> None:
         """Begin to follow the registry; called in the event loop that answers requests."""
@@ -164,6 +167,7 @@ class Gateway:
         async with self.admit(
             job.caller.tenant, job.rows, tokens=most, background=job.background
         ) as spent:
+            noted("admitted", {"rows": job.rows, "artifact": job.route.digest})
             started_at, started_s, written = utc_now(), time.monotonic(), 0
             outcome, first_s = "disconnect", None
             try:
@@ -171,7 +175,9 @@ class Gateway:
                     await self.schemas.check(job.caller.tenant, job.sampling.json_schema)
                 async with aclosing(merge(self._streams(job), each=job.n)) as pieces:
                     async for index, delta in pieces:
-                        first_s = first_s or time.monotonic() - started_s
+                        if first_s is None:
+                            first_s = time.monotonic() - started_s
+                            noted("first_piece")
                         written += delta.n_tokens
                         yield index, delta
                 outcome = "done"
@@ -191,6 +197,7 @@ class Gateway:
                     started_at=started_at,
                     duration_ms=round((time.monotonic() - started_s) * 1000),
                 )
+                noted("ended", {"outcome": outcome, "tokens": written})
                 spent.tokens = job.prompt_tokens + written
                 self.tenants.record(usage)
                 self.measures.ended(usage, first_s=first_s)
@@ -257,6 +264,7 @@ class Gateway:
             adapter=job.route.adapter,
             sampling=job.sampling.for_answer(number * job.n),
             answers=job.n,
+            trace=carried(),
         )
         if not job.attempts:
             return marked(self._engine.submit(first), job.check)

@@ -6,14 +6,16 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict
 from logging.handlers import WatchedFileHandler
-from typing import Any, Final
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from handbill.errors import HandbillError
 from handbill.serving.config import ServingConfig
+from handbill.serving.operator_page import open_page
 from handbill.serving.registry import Registry
+from handbill.serving.reports import EngineReports
 from handbill.serving.repository import Usage
 from handbill.serving.sequences import EngineStats
 
@@ -41,16 +43,21 @@ class Measures:
     Args:
         config: ``metrics_port`` and ``access_log``.
         engine: What an engine is doing now; of several it answers for one.
+        reports: What each of them said last.
         routes: The registry that is followed.
     """
 
     def __init__(
-        self, config: ServingConfig, engine: Callable[[], Awaitable[EngineStats]], routes: Registry
+        self,
+        config: ServingConfig,
+        engine: Callable[[], Awaitable[EngineStats]],
+        reports: EngineReports,
+        routes: Registry,
     ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
-        self._config, self._engine, self._routes = config, engine, routes
+        self._config, self._engine, self._reports, self._routes = config, engine, reports, routes
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._server: Any = None
+        self._end_page: Callable[[], None] | None = None
         self._requests = Counter(
             "handbill_requests",
             "Requests for text that ended.",
@@ -83,17 +90,14 @@ class Measures:
         self._loop = asyncio.get_running_loop()
         if self._config.metrics_port:
             try:
-                self._server, _ = start_http_server(
-                    self._config.metrics_port, addr="127.0.0.1", registry=self.registry
-                )
+                self._end_page = open_page(self._config.metrics_port, self.registry)
             except OSError as error:  # a gateway serves without its figures rather than not at all
                 log.error("metrics_port_taken", extra={"reason": error.strerror})  # noqa: TRY400
 
     def close(self) -> None:
         """Stop listening; close the access log."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+        if self._end_page is not None:
+            self._end_page()
         if self._access is not None:
             self._access.close()
 
@@ -132,18 +136,22 @@ class Measures:
         yield GaugeMetricFamily(
             "handbill_trials", "Candidates that are tried.", value=len(self._routes.trials())
         )
-        stats = self._stats()
+        asked = self._ask()
         yield GaugeMetricFamily(
-            "handbill_engine_up", "Whether the engine answers.", value=float(stats is not None)
+            "handbill_engine_up", "Whether the engine answers.", value=float(asked is not None)
         )
-        if stats is None:
+        if asked is None:
             return
-        for name, about in _GAUGES.items():
-            yield GaugeMetricFamily(f"handbill_engine_{name}", about, value=getattr(stats, name))
-        for name, about in _COUNTERS.items():
-            yield CounterMetricFamily(f"handbill_engine_{name}", about, value=getattr(stats, name))
+        self._reports.put(asked)
+        engines = self._reports.latest()
+        kinds = [(GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)]
+        for name, about, kind in [(n, a, kind) for kind, names in kinds for n, a in names.items()]:
+            family = kind(f"handbill_engine_{name}", about, labels=["engine"])
+            for engine, stats in engines.items():
+                family.add_metric([engine], getattr(stats, name))
+            yield family
 
-    def _stats(self) -> EngineStats | None:
+    def _ask(self) -> EngineStats | None:
         if self._loop is None:
             return None
 

@@ -1,10 +1,12 @@
 """What runs inside Ray Serve's processes: the engine replica, and the gateway's way to it."""
 
+import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from handbill.generator.base_models import BaseModel
@@ -17,12 +19,15 @@ from handbill.serving.errors import (
     SchemaError,
     UnavailableError,
 )
+from handbill.serving.reports import REPORT_S
 from handbill.serving.sequences import Delta, Engine, EngineStats, Sequence
+from handbill.serving.tracing import TRACER, continued, start_tracing
 
 log = logging.getLogger(__name__)
 
 APP: Final = "handbill"
 ENGINE: Final = "EngineReplica"
+GATEWAY: Final = "Gateway"
 _CROSSING: Final = {
     kind.__name__: kind
     for kind in (BadRequestError, BusyError, ContextLengthError, SchemaError, UnavailableError)
@@ -66,6 +71,7 @@ class EngineReplica:
         if config.device == "cpu":  # Ray sets one thread for an actor of less than one core
             cores = len(os.sched_getaffinity(0))
             torch.set_num_threads(config.threads or max(1, cores // config.most_replicas))
+        start_tracing(config.traces, "engine")
         self._engine = make_engine(config, base or resolve_base(config.base))
 
         from ray import serve
@@ -75,27 +81,66 @@ class EngineReplica:
             return adapter
 
         self._warm = warm  # tells Serve's router which adapters have been asked for here
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._gateway: Any = None
 
     async def generate(self, sequence: Sequence) -> AsyncGenerator[Delta | Refusal, None]:
         """Stream an answer; Ray cancels this when the gateway lets go of it."""
         if sequence.adapter:
             await self._warm(sequence.adapter)
         stream = self._engine.submit(sequence)
+        # Ended by hand: a generator may be left in another context than it was begun in.
+        span = TRACER.start_span(
+            "generate", continued(sequence.trace), attributes={"adapter": sequence.adapter}
+        )
+        written = 0
         try:
             async for delta in stream:
+                if not written:
+                    span.add_event("first_piece")
+                written += delta.n_tokens
                 yield delta
         except GatewayError as error:
+            span.add_event("refused", {"error": type(error).__name__})
             yield Refusal(kind=type(error).__name__, message=str(error))
         finally:
+            span.set_attributes({"prompt_tokens": len(sequence.prompt), "tokens": written})
+            span.end()
             await stream.aclose()
 
     async def stats(self) -> EngineStats:
         """Counts of the engine."""
-        return await self._engine.stats()
+        return replace(await self._engine.stats(), engine=self._name)
 
     async def check_health(self) -> None:
-        """Raise when the engine's thread has died; Serve then starts another replica."""
-        await self._engine.stats()
+        """Report to the gateway; raise when the engine's thread has died: Serve starts another."""
+        stats = await self.stats()
+        from ray import serve
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        with contextlib.suppress(
+            RayError, RayServeException, TimeoutError
+        ):  # not there yet, or busy
+            self._gateway = self._gateway or serve.get_deployment_handle(GATEWAY, app_name=APP)
+            await asyncio.wait_for(self._gateway.report.remote(stats), REPORT_S)
+
+
+class GatewayReplica:
+    """The deployment of the gateway, beside the HTTP that Serve answers with its app.
+
+    Args:
+        engine: Bound to it, so that Serve starts the engines first.
+    """
+
+    app: Any  # Serve's: what gateway_app made
+
+    def __init__(self, engine: Any) -> None:
+        del engine
+
+    async def report(self, stats: EngineStats) -> None:
+        """Take what an engine says of itself."""
+        self.app.state.reports.put(stats)
 
 
 def make_engine(config: ServingConfig, base: BaseModel) -> Engine:
@@ -186,6 +231,7 @@ def gateway_app(config: ServingConfig, base: BaseModel, *, local: bool = True) -
     """The gateway's app, made inside its own process."""
     if local:
         keep_grpc_local()
+    start_tracing(config.traces, "gateway")
     from ray import serve
     from transformers import AutoTokenizer
 

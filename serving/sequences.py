@@ -103,6 +103,7 @@ class Sequence:
         tenant: Whose turn it takes in the queue.
         prompt: Token ids.
         adapter: Digest of the artifact to write with; empty for the base model.
+        trace: Where this is done for, as a W3C ``traceparent``; empty where nothing is traced.
         answers: How many. Drawn, answer *i* is what ``sampling.for_answer(i)`` alone would write;
             of a search, they are the best it finds, the best first.
     """
@@ -112,6 +113,7 @@ class Sequence:
     adapter: str = ""
     sampling: Sampling = Sampling()
     answers: int = 1
+    trace: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -144,6 +146,7 @@ class EngineStats:
     """What an engine is doing now, in counts.
 
     Attributes:
+        engine: Which of several it is.
         prefix_hits: Prompts of which a beginning had been run before.
         prefix_misses: Prompts of which none had. Both are for the operator: what a tenant
             repeats is not for others to see.
@@ -156,6 +159,7 @@ class EngineStats:
     tokens: int
     prefix_hits: int
     prefix_misses: int
+    engine: str = ""
 
 
 class Engine(Protocol):

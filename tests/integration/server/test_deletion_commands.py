@@ -54,7 +54,7 @@ def test_forget_asks_first_says_what_is_gone_and_what_stays(home):
     assert b"ssh-node-key" not in database
     for words in (
         "forgot shop-a",
-        "3 adapters of its own",
+        "its own adapters (3)",
         "stays: its id",
         "1 rounds",
         "rotate-kek",

@@ -39,6 +39,12 @@ def typed(scripted):
     thread.join()
 
 
+def test_a_request_of_which_all_is_blocked_says_where_it_is_kept(typed):
+    typed("copy", "Oak desk lamp")  # takes the good text
+    with pytest.raises(HandbillError, match=r"Kept for review as 1: handbill reviews list"):
+        typed("copy", "Oak desk lamp", "--review")
+
+
 def test_what_is_blocked_is_told_kept_and_decided(typed):
     made = typed("copy", "Oak desk lamp", "-n", "2", "--review")
     assert made.stdout == f"{GOOD}\n"
