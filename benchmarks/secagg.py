@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from secagg_peer import run_peer
 
 from handbill.federation.secagg.aggregator import Aggregator
+from handbill.federation.secagg.masks import Words
 from handbill.federation.secagg.participant import Participant
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import SessionKeys, threshold
@@ -64,7 +66,6 @@ def run_ours(vectors: Mapping[str, Vector], dropped: set[str]) -> dict[str, Any]
     parties: dict[str, Participant] = {}
     sent = dict.fromkeys(names, 0)
     exact = np.zeros(size, np.uint64)
-    encoded: list[Any] = []
 
     def enter(name: str) -> bytes:
         keys = SessionKeys()
@@ -73,24 +74,24 @@ def run_ours(vectors: Mapping[str, Vector], dropped: set[str]) -> dict[str, Any]
         )
         return keys.advertise(name, identities[name])
 
-    def mask(name: str, request: bytes) -> bytes:
-        encoded[:] = [RING.encode(vectors[name])]
-        return parties[name].mask(request, encoded[0])
+    def mask(encoded: Words, name: str) -> bytes:
+        return parties[name].mask(boxes[name], encoded)
 
     def phase(some: list[str], client: Callable[[str], bytes], take: Callable[..., None]) -> None:
         for name in some:
             answer = clock(name, client, name)
             sent[name] += len(answer)
             clock("server", take, name, answer)
-            if encoded:  # what the sum must be, outside of what is timed
-                np.add(exact, encoded.pop(), out=exact)
 
     phase(names, enter, server.advertised)
     request = clock("server", server.share_request)
     phase(names, lambda name: parties[name].share(request), server.shared)
     left = [name for name in names if name not in dropped]
     boxes = {name: clock("server", server.mask_request, name) for name in left}
-    phase(left, lambda name: mask(name, boxes[name]), server.masked)
+    for name in left:
+        encoded = clock(name, RING.encode, vectors[name])
+        np.add(exact, encoded, out=exact)  # what the sum must be, outside of what is timed
+        phase([name], partial(mask, encoded), server.masked)
     survivors = clock("server", server.agree_request)
     phase(left, lambda name: parties[name].agree(survivors), server.agreed)
     agreements = clock("server", server.unmask_request)

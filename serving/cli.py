@@ -285,9 +285,9 @@ def ask(
     except ValueError as error:
         raise InputError(f"{url}: is not a handbill service") from error
     if answer.is_error:
-        error = found.get("error", {})
-        message = error.get("message", "refused")
-        if kept := error.get("reviews"):
+        refused = found.get("error", {})
+        message = refused.get("message", "refused")
+        if kept := refused.get("reviews"):
             message += f" Kept for review as {', '.join(map(str, kept))}: handbill reviews list."
         raise HandbillError(f"{url}: {answer.status_code}: {message}")
     return found

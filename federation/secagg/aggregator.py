@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from handbill.errors import ProtocolError, RoundError
 from handbill.federation.sealed import read, unseal
-from handbill.federation.secagg.masks import Words, add_mask
+from handbill.federation.secagg.masks import Sign, Words, add_masks
 from handbill.federation.secagg.participant import MOST_PROPOSALS
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import Advert, Session, commitment
@@ -180,17 +180,18 @@ class Aggregator:
                 f"{len(self._unmasked)} merchants helped to unmask the sum, "
                 f"{self._session.threshold} needed"
             )
+        masks: list[tuple[bytes, Sign]] = []
         for merchant in sorted(self._survivors):
             promised = self._session.adverts[merchant].commitment
             seed = self._recover(merchant, "seeds", commitment, promised)
-            add_mask(self._total, self._session.self_key(seed), sign=-1)
+            masks.append((self._session.self_key(seed), -1))
         for merchant in sorted(self._shares.keys() - self._survivors):
             public = self._session.adverts[merchant].masking
             secret = self._recover(merchant, "maskings", _public, public)
             key = X25519PrivateKey.from_private_bytes(secret)
             # The survivors' halves of these masks are in the sum: the lost one's cancel them.
-            for pair, sign in self._session.pair_keys(merchant, key, self._survivors):
-                add_mask(self._total, pair, sign=sign)
+            masks += self._session.pair_keys(merchant, key, self._survivors)
+        add_masks(self._total, masks)
         self._ring.reduce(self._total)
         return SecureSum(self._total, tuple(sorted(self._survivors)), tuple(sorted(self._liars)))
 

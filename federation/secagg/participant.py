@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from handbill.errors import ProtocolError
 from handbill.federation.sealed import read, seal, unseal
-from handbill.federation.secagg.masks import Words, add_mask, derive
+from handbill.federation.secagg.masks import Words, add_masks, derive
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import MIN_COHORT, Session, SessionKeys, agree
 from handbill.federation.secagg.sharing import SHARE_BYTES, split
@@ -109,7 +109,7 @@ class Participant:
 
         Args:
             request: The shares for this merchant, by who gave them.
-            vector: Encoded, shape (dimension,); left as it is.
+            vector: Encoded, shape (dimension,); masked in place, so that nothing else is left of it.
 
         Raises:
             ProtocolError: A share does not open: who gave it was told of another model, round,
@@ -135,15 +135,13 @@ class Participant:
                 raise ProtocolError(f"the share from {other} is malformed; nothing was sent")
             self._held[other] = opened[:SHARE_BYTES], opened[SHARE_BYTES:]
         self._held[self._merchant] = self._own
-        masked = vector.copy()
-        add_mask(masked, session.self_key(self._keys.seed))
-        for key, sign in session.pair_keys(self._merchant, self._keys.masking, set(self._held)):
-            add_mask(masked, key, sign=sign)
-        self._ring.reduce(masked)
-        raw = self._ring.to_bytes(masked)
+        pairs = session.pair_keys(self._merchant, self._keys.masking, set(self._held))
+        add_masks(vector, [(session.self_key(self._keys.seed), 1), *pairs])
+        self._ring.reduce(vector)
+        raw = self._ring.to_bytes(vector)
         body = {"transcript": session.transcript.hex(), "sha256": hashlib.sha256(raw).hexdigest()}
         head = seal("secagg/masked", body, self._key)
-        return len(head).to_bytes(4, "big") + head + raw
+        return b"".join((len(head).to_bytes(4, "big"), head, raw))
 
     def agree(self, request: bytes) -> bytes:
         """Sign the set of merchants whose vectors are in the sum, this one's among them.

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handbill.errors import InputError, NonFiniteUpdateError, ProtocolError
-from handbill.federation.secagg.masks import KEY_BYTES, Words, keystream
+from handbill.federation.secagg.masks import CHUNK, KEY_BYTES, Words, keystream
 
-_BLOCK: Final = 1 << 14  # numbers
 MOST_PARTICIPANTS: Final = 256  # so many values of `value_bits` cannot overflow the ring
 
 
@@ -55,16 +54,19 @@ class Ring:
         """
         if not np.isfinite(values).all():
             raise NonFiniteUpdateError("the update holds NaN or infinity; nothing was sent")
-        words = keystream(secrets.token_bytes(KEY_BYTES), values.size)
+        encoded = np.empty(values.size, np.uint32)
         top = 2.0**self.value_bits - 1
-        for start in range(0, values.size, _BLOCK):  # what fits the processor's cache
-            scaled = values[start : start + _BLOCK].astype(np.float64)
-            scaled += self.bound
-            scaled *= 1 / self.step
-            scaled += words[start : start + _BLOCK] * 2.0**-32
-            np.clip(scaled, 0, top, out=scaled)
-            words[start : start + _BLOCK] = scaled  # casting cuts the fraction off
-        return words
+        scaled, chance = np.empty(CHUNK), np.empty(CHUNK)
+        draws = keystream(secrets.token_bytes(KEY_BYTES), values.size)
+        for start, words in zip(range(0, values.size, CHUNK), draws, strict=True):
+            to, up = scaled[: words.size], chance[: words.size]
+            np.add(values[start : start + CHUNK], self.bound, out=to)
+            np.multiply(to, 1 / self.step, out=to)
+            np.multiply(words, 2.0**-32, out=up)
+            np.add(to, up, out=to)
+            np.clip(to, 0, top, out=to)
+            encoded[start : start + CHUNK] = to  # casting cuts the fraction off
+        return encoded
 
     def mean(self, total: Words, count: int) -> NDArray[np.float32]:
         """The mean of ``count`` encoded vectors, from their sum.
@@ -82,12 +84,12 @@ class Ring:
         if self.bits < 32:
             np.bitwise_and(vector, np.uint32(2**self.bits - 1), out=vector)
 
-    def to_bytes(self, vector: Words) -> bytes:
+    def to_bytes(self, vector: Words) -> memoryview:
         """A reduced vector as it travels: ``bits / 8`` bytes a coordinate, little endian."""
-        raw = vector.astype("<u4", copy=False)
-        if self.bits == 32:
-            return raw.tobytes()
-        return raw.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
+        raw = vector.astype("<u4", copy=False).view(np.uint8)
+        if self.bits < 32:
+            raw = np.ascontiguousarray(raw.reshape(-1, 4)[:, :3]).reshape(-1)
+        return raw.data
 
     def from_bytes(self, data: bytes | memoryview, dimension: int) -> Words:
         """What :meth:`to_bytes` wrote.

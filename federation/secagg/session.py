@@ -4,14 +4,14 @@ import hashlib
 import secrets
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from handbill.errors import ProtocolError
 from handbill.federation.sealed import seal, unseal
-from handbill.federation.secagg.masks import derive
+from handbill.federation.secagg.masks import Sign, derive
 from handbill.federation.secagg.ring import MOST_PARTICIPANTS, Ring
 from handbill.generator.artifacts import canonical_json
 
@@ -181,7 +181,7 @@ class Session:
 
     def pair_keys(
         self, merchant: str, masking: X25519PrivateKey, others: set[str]
-    ) -> Iterator[tuple[bytes, Literal[1, -1]]]:
+    ) -> Iterator[tuple[bytes, Sign]]:
         """Key and sign of the masks between one merchant and each of the others.
 
         The sign is that merchant's: the other one of the pair uses the opposite.

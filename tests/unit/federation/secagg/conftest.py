@@ -59,7 +59,7 @@ class Session:
     def mask(self, names=None):
         for name in names or self.names:
             request = self.server.mask_request(name)
-            answer = self.participants[name].mask(request, self.vectors[name])
+            answer = self.participants[name].mask(request, self.vectors[name].copy())
             self.server.masked(name, answer)
 
     def agree(self, names=None, lost=()):

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import handbill.federation.secagg
-from handbill.federation.secagg.masks import add_mask, derive, keystream
+from handbill.federation.secagg.masks import CHUNK, add_masks, derive
+from handbill.federation.secagg.masks import keystream as pieces
 
 KEY = bytes(range(32))
+
+
+def keystream(key, count):
+    """All pieces as one."""
+    return np.concatenate([piece.copy() for piece in pieces(key, count)])
 
 
 def test_the_stream_is_aes_256_in_counter_mode():
@@ -22,10 +28,10 @@ def test_the_stream_is_aes_256_in_counter_mode():
 
 
 def test_chunks_join_into_one_stream():
-    # The second chunk begins where the first ends: 2^16 words are one chunk.
-    whole = keystream(KEY, 3 * 2**16 + 5)
-    assert np.array_equal(whole[: 2**16 + 9], keystream(KEY, 2**16 + 9))
-    assert not np.array_equal(whole[:1000], whole[2**16 : 2**16 + 1000])
+    # The second chunk begins where the first ends: a chunk is CHUNK words.
+    whole = keystream(KEY, 3 * CHUNK + 5)
+    assert np.array_equal(whole[: CHUNK + 9], keystream(KEY, CHUNK + 9))
+    assert not np.array_equal(whole[:1000], whole[CHUNK : CHUNK + 1000])
 
 
 @given(st.integers(0, 70_000), st.binary(min_size=32, max_size=32))
@@ -33,10 +39,21 @@ def test_chunks_join_into_one_stream():
 def test_what_was_added_can_be_taken_away(count, key):
     vector = np.arange(count, dtype=np.uint32) * np.uint32(2654435761)
     masked = vector.copy()
-    add_mask(masked, key)
+    add_masks(masked, [(key, 1)])
     assert count < 4 or not np.array_equal(masked, vector)
-    add_mask(masked, key, sign=-1)
+    add_masks(masked, [(key, -1)])
     assert np.array_equal(masked, vector)
+
+
+def test_masks_added_together_are_the_sum_of_their_streams():
+    keys = [secrets.token_bytes(32) for _ in range(4)]
+    signs = (1, -1, -1, 1)
+    vector = np.arange(80_000, dtype=np.uint32)
+    wanted = vector.copy()
+    for key, sign in zip(keys, signs, strict=True):
+        wanted += keystream(key, wanted.size) if sign > 0 else -keystream(key, wanted.size)
+    add_masks(vector, zip(keys, signs, strict=True))
+    assert np.array_equal(vector, wanted)
 
 
 def test_every_bit_of_a_key_counts():
@@ -62,7 +79,7 @@ def test_keys_differ_by_secret_session_and_use(use):
 def test_a_masked_constant_looks_like_noise():
     # 10 million words. Each p value is below 1e-4 by chance once in 10 000 runs.
     words = np.zeros(10_000_000, np.uint32)
-    add_mask(words, secrets.token_bytes(32))
+    add_masks(words, [(secrets.token_bytes(32), 1)])
     bits = np.unpackbits(words.view(np.uint8))
     ones = int(bits.sum())
     assert stats.binomtest(ones, bits.size).pvalue > 1e-4
