@@ -140,9 +140,8 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
         self._hits = self._misses = 0
         memory = {}
         if device == "cpu":
-            blocks = (max_batch + SPARE) * -(
-                -context // _CPU_BLOCK
-            ) + 1  # vLLM keeps one for itself
+            each = -(-context // _CPU_BLOCK)
+            blocks = (max_batch + SPARE) * each + 1  # vLLM keeps one for itself
             row_bytes = _position_bytes(config, dtype) * _CPU_BLOCK * blocks
             memory = {
                 "block_size": _CPU_BLOCK,
