@@ -40,7 +40,7 @@ def test_the_mean_of_padded_updates_is_the_mean_of_the_changes_to_the_model(
 def test_an_own_adapter_is_what_joining_its_ranks_to_the_global_one_would_give(
     tiny_base, random_update
 ):
-    """Decision 18: the server adds a shop's update to the global B, and seals the sum."""
+    """Decision 19: the server adds a shop's update to the global B, and seals the sum."""
     spec = specs()[-1]
     everyones, shops = (random_update(trained_shapes(spec, tiny_base), seed) for seed in (1, 2))
     for name, a in fixed_projections(spec, tiny_base).items():
