@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from handbill.clients.sources import FileTable, Table
 from handbill.clients.tables import ENCODINGS, UTF8
 from handbill.errors import InputError
-from handbill.generator.prompts import SCENARIOS
+from handbill.generator.scenarios import shipped
 
 if TYPE_CHECKING:
     from handbill.clients.database import Database  # SQLAlchemy loads where there is one
@@ -76,10 +76,7 @@ class ShopInfo:
             raise InputError("name: must be one line of text")
         if not LANGUAGE.fullmatch(self.language):
             raise InputError(f"language: {self.language!r} is no language tag such as en or zh")
-        if self.scenario not in SCENARIOS:
-            raise InputError(
-                f"scenario: {self.scenario!r} is not one of {', '.join(sorted(SCENARIOS))}"
-            )
+        shipped().get(self.scenario)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,12 +20,16 @@ from typing import Any, Final, TypeVar
 from handbill.errors import InputError
 from handbill.generator.claims.personal import find_personal, mask_personal
 from handbill.generator.prompts import CopyRequest, Example
+from handbill.generator.scenarios import shipped
 
 FEEDBACK_FILE: Final = Path("feedback/events.jsonl")
 CLICKED: Final = 1.0
 BOUGHT: Final = 2.0  # what copy that led to a purchase counts
 _MOST_REPEATS: Final = 16
-_MASKED: Final = ("title", "description", "category", "brand", "shopper")
+_MASKED: Final = (
+    *("title", "description", "category", "brand", "shopper"),
+    *("recent", "question", "reviews"),
+)
 
 T = TypeVar("T")
 
@@ -225,6 +229,8 @@ def _example(user: str, copy_id: str, copy: Mapping[str, Any]) -> Example | None
     try:
         fields = dict(copy["request"])
         fields |= {name: mask_personal(str(fields[name])) for name in _MASKED if name in fields}
-        return Example(user=user, item=copy_id, request=CopyRequest(**fields), text=text)
+        request = CopyRequest(**fields)
+        shipped().get(request.scenario)  # no prompt can be made of another
+        return Example(user=user, item=copy_id, request=request, text=text)
     except (InputError, KeyError, TypeError):
         return None

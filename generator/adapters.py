@@ -220,11 +220,17 @@ def read_adapter(folder: Path, *, weights: bytes | None = None) -> Adapter:
     file = folder / WEIGHTS_FILE
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
+        kind = str(config.get("peft_type"))[:40]
+        if kind != "LORA":
+            raise ArtifactError(
+                f"{folder / CONFIG_FILE}: peft_type {kind}: adapters of this kind are not trained "
+                f"privately and not served; only LORA"
+            )
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
         refused = [
             k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(k)
         ]
-        if config.get("peft_type") != "LORA" or refused or config.get("bias", "none") != "none":
+        if refused or config.get("bias", "none") != "none":
             raise ArtifactError(f"{folder / CONFIG_FILE}: not a plain LoRA adapter {refused}")
         data = read_bounded(file) if weights is None else weights
         _check_header(data, file)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handbill.errors import InputError
-from handbill.generator.prompts import SCENARIOS
+from handbill.generator.scenarios import shipped
 from handbill.generator.vocabulary import train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,8 @@ def make_tiny_base(
     _no_progress_bars()
     # The words of our own prompts become tokens, so that prompts are about as long as for a
     # real vocabulary; all other text is spelled in bytes.
-    tokenizer = train_tokenizer([*SCENARIOS.values(), _FRAME, *texts], size=4096)
+    asked = [one.languages()["en"].instruction for one in shipped().all.values()]
+    tokenizer = train_tokenizer([*asked, _FRAME, *texts], size=4096)
     vocabulary = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=len(vocabulary),

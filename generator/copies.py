@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from handbill.errors import InputError
 from handbill.generator.prompts import CopyRequest
+from handbill.generator.scenarios import shipped
 
 _REQUEST: Final = (
     *(
@@ -17,6 +18,9 @@ _REQUEST: Final = (
         "brand",
         "price",
         "shopper",
+        "recent",
+        "question",
+        "reviews",
         "scenario",
         "tone",
         "language",
@@ -134,6 +138,7 @@ def copy_of(fields: Mapping[str, Any], where: str, *, written: bool = True) -> C
     asked = {name: text(name) for name in _REQUEST if name in fields}
     try:
         request = CopyRequest(**asked)
+        shipped().get(request.scenario)
     except (InputError, TypeError) as error:
         reason = str(error) if isinstance(error, InputError) else "title is missing"
         raise InputError(f"{where}: {reason}") from None

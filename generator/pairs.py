@@ -13,10 +13,11 @@ from typing import Final
 from handbill.errors import InputError
 from handbill.generator.copies import Copy
 from handbill.generator.fidelity import Vocabulary, stated_values, vocabulary
-from handbill.generator.prompts import SCENARIOS, CopyRequest, Example
+from handbill.generator.prompts import CopyRequest, Example
+from handbill.generator.scenarios import shipped
 
 HELD_OUT: Final = 13  # of 256: one product in twenty
-_FRAME: Final = "user\nassistant\nProduct: Shopper: Tone: Language: zh. category brand price"
+_FRAME: Final = "user\nassistant\n"
 
 
 def asked(copy: Copy) -> CopyRequest:
@@ -39,7 +40,7 @@ def source_text(copy: Copy) -> str:
 
 def vocabulary_texts(pairs: Sequence[Copy]) -> list[str]:
     """What a tokenizer is learnt from: fields, copy, and the words of our own prompts as often as they occur."""
-    prompts = [*SCENARIOS.values(), _FRAME]
+    prompts = [*shipped().texts(), _FRAME]
     return [
         *(source_text(pair) for pair in pairs),
         *(pair.text for pair in pairs),

@@ -6,12 +6,14 @@ Nothing that holds a digit or a word of the product is touched.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
 from handbill.errors import InputError
+from handbill.generator.claims.facts import find_facts
+from handbill.generator.claims.folding import fold
 from handbill.generator.copies import Copy
 from handbill.generator.fidelity import attribute_coverage, unsupported_facts
 from handbill.generator.segmentation import han_share
@@ -49,16 +51,38 @@ class Change:
     rule: str
 
 
-def polish(copy: Copy) -> tuple[str, list[Change]]:
+Mended = tuple[str, list[Change]]
+
+
+def polish(copy: Copy, mend: Callable[[Copy], Mended] | None = None) -> Mended:
     """Mend a piece of copy.
 
+    Args:
+        copy: What is written, and what is known of the product.
+        mend: How; by the rules here if not given.
+
     Returns:
-        The text and what was changed; the text as it was where mending would tell a fact less or
-        one more.
+        The text and what was changed; the text as it was where mending would change a number, or
+        tell a fact less or one more.
 
     Raises:
         InputError: harper-py is not installed.
     """
+    text, changes = (mend or by_rules)(copy)
+    return (text, changes) if keeps_facts(copy, text) else (copy.text, [])
+
+
+def keeps_facts(copy: Copy, text: str) -> bool:
+    """Whether a text tells the facts and numbers of a piece of copy, and no others."""
+    return (
+        _numbers(text) == _numbers(copy.text)
+        and attribute_coverage(copy, text) == attribute_coverage(copy, copy.text)
+        and unsupported_facts(copy, text, {}) == unsupported_facts(copy, copy.text, {})
+    )
+
+
+def by_rules(copy: Copy) -> Mended:
+    """Mend a piece of copy by the rules of its language, whatever becomes of its facts."""
     text = copy.text
     changes: list[Change] = []
     protected = _words_of(copy)
@@ -69,11 +93,13 @@ def polish(copy: Copy) -> tuple[str, list[Change]]:
         for start, end, after, rule in reversed(mends):
             changes.append(Change(before=text[start:end], after=after, rule=rule))
             text = text[:start] + after + text[end:]
-    if attribute_coverage(copy, text) != attribute_coverage(copy, copy.text) or unsupported_facts(
-        copy, text, {}
-    ) != unsupported_facts(copy, copy.text, {}):
-        return copy.text, []
     return text, changes
+
+
+def _numbers(text: str) -> tuple[list[str], list[tuple[str, float]]]:
+    """Numbers in digits, and the facts that a text states, in their order."""
+    folded = fold(text)
+    return re.findall(r"\d+", folded.text), [fact.value for fact in find_facts(folded)]
 
 
 def _mends(text: str, protected: frozenset[str]) -> Iterator[tuple[int, int, str, str]]:

@@ -5,7 +5,7 @@ parts are kept, so that a choice can be explained.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from rapidfuzz.distance import LCSseq
@@ -29,6 +29,7 @@ class Weights:
         tone: How near the sentiment is to what is wanted.
         fresh: How little it repeats of what was chosen before.
         critic: What a discriminator says.
+        fit: Whether it has the length and form that are wanted.
     """
 
     coverage: float = 1.0
@@ -37,6 +38,7 @@ class Weights:
     tone: float = 0.5
     fresh: float = 0.5
     critic: float = 0.5
+    fit: float = 0.5
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -65,6 +67,7 @@ def rerank(
     wanted: float = 1.0,
     before: Sequence[str] = (),
     critic: Callable[[str], float] | None = None,
+    fit: Callable[[str], float] | None = None,
     known: Vocabulary | None = None,
     weights: Weights | None = None,
 ) -> list[Ranked]:
@@ -76,6 +79,7 @@ def rerank(
         wanted: The sentiment that is wanted, from 0 to 1.
         before: Copy that was chosen for other requests: repeating it counts against a candidate.
         critic: Scores a text from 0 to 1, such as a discriminator.
+        fit: Scores a text's length and form from 0 to 1.
         known: The values that attributes have, to tell those that nobody gave.
         weights: Of the aspects.
 
@@ -94,12 +98,33 @@ def rerank(
             "tone": 1.0 - abs(sentiment.score(text) - wanted) if sentiment else None,
             "fresh": 1.0 - max((_overlap(text, one) for one in before), default=0.0),
             "critic": critic(text) if critic else None,
+            "fit": fit(text) if fit else None,
         }
         told = {name: value for name, value in parts.items() if value is not None}
         total = sum(counts[name] for name in told)
         score = sum(counts[name] * value for name, value in told.items()) / total if total else 0.0
         ranked.append(Ranked(text=text, index=index, score=score, parts=told))
     return sorted(ranked, key=lambda one: -one.score)
+
+
+def choose(copy: Copy, n: int, *, before: Sequence[str] = (), **how: Any) -> list[Ranked]:
+    """The ``n`` best candidates, each chosen with those before it known, so that they differ.
+
+    Args:
+        copy: The request and its candidates.
+        n: How many.
+        before: Copy that was chosen for other requests.
+        how: As :func:`rerank` takes it.
+    """
+    left = list(enumerate(copy.candidates))
+    chosen: list[Ranked] = []
+    while left and len(chosen) < n:
+        texts = tuple(text for _, text in left)
+        met = [*before, *(one.text for one in chosen)]
+        best = rerank(replace(copy, candidates=texts), before=met, **how)[0]
+        index, _ = left.pop(best.index)
+        chosen.append(replace(best, index=index))
+    return chosen
 
 
 def _overlap(text: str, other: str) -> float:

@@ -42,6 +42,11 @@ class Answer(ABC):
             "total_tokens": self.prompt_tokens + self.written,
         }
 
+    def count(self, delta: Delta) -> None:
+        """Add what a piece cost."""
+        self.written += delta.n_tokens
+        self.prompt_tokens += delta.n_prompt_tokens
+
     def head(self, kind: str) -> dict[str, Any]:
         """Fields every body starts with."""
         return {
@@ -159,6 +164,7 @@ class CopyAnswer(Answer):
             "text": self._labelled(delta.text),
             "finish_reason": delta.finish_reason,
             "findings": delta.findings,
+            **delta.facts,
             **_review(delta),
         }
 
@@ -183,6 +189,7 @@ class CopyAnswer(Answer):
                 "text": self._labelled(delta.text),
                 "finish_reason": delta.finish_reason,
                 "findings": delta.findings,
+                **delta.facts,
             }
             for index, delta in passed
         ]
@@ -226,7 +233,7 @@ async def collect(answer: Answer, pieces: AsyncGenerator[Piece, None]) -> dict[s
     written = [Delta(text="", n_tokens=0)] * answer.n
     async for index, delta in pieces:
         written[index] = replace(delta, text=written[index].text + delta.text)
-        answer.written += delta.n_tokens
+        answer.count(delta)
     return answer.whole(written)
 
 
@@ -242,7 +249,7 @@ async def events(
         for chunk in answer.opening():
             yield _event(chunk)
         async for index, delta in _chain(first, rest):
-            answer.written += delta.n_tokens
+            answer.count(delta)
             if answer.KIND == "chat.completion" and delta.finish_reason and delta.text:
                 yield _event(answer.chunk(index, Delta(text=delta.text, n_tokens=0)))
                 yield _event(answer.chunk(index, replace(delta, text="")))  # the reason comes alone

@@ -27,20 +27,16 @@ from handbill.serving.asking import Asked, begin, begin_copy
 from handbill.serving.batch.api import batch_routes
 from handbill.serving.batch.runner import BatchRunner
 from handbill.serving.claims_api import claims_routes
+from handbill.serving.copy_body import CopyBody
+from handbill.serving.copy_results import CopyResult
 from handbill.serving.documented import documented
 from handbill.serving.errors import ModelNotFoundError
 from handbill.serving.feedback.api import feedback_routes
 from handbill.serving.gate import Gate, MayGenerate
 from handbill.serving.gateway import Gateway
-from handbill.serving.requests import (
-    ChatBody,
-    CompletionBody,
-    CopyBody,
-    Generation,
-)
+from handbill.serving.requests import ChatBody, CompletionBody, Generation
 from handbill.serving.results import (
     ChatCompletion,
-    CopyResult,
     Health,
     Model,
     ModelList,

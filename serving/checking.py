@@ -15,6 +15,7 @@ from handbill.serving.sequences import Delta
 
 Check = Callable[[str], list[Finding]]
 Keep = Callable[[str], Awaitable[int | None]]
+Choose = Callable[[list[Delta], int], Awaitable[list[Delta]]]
 
 
 async def approved(
@@ -45,13 +46,13 @@ async def approved(
         text = text.strip()
         findings = check(text)
         if not blocks(findings):
-            yield replace(last, text=text, n_tokens=0, findings=_facts(findings, text))
+            yield replace(last, text=text, n_tokens=0, findings=findings_as_facts(findings, text))
             return
     yield Delta(
         text="",
         n_tokens=0,
         finish_reason="content_filter",
-        findings=_facts(findings, text),
+        findings=findings_as_facts(findings, text),
         review=None if keep is None else await keep(text),
     )
 
@@ -62,26 +63,38 @@ async def best_approved(
     *,
     answers: int,
     keep: Keep | None = None,
+    choose: Choose | None = None,
 ) -> AsyncGenerator[Delta, None]:
-    """The best texts of a search that are not blocked, each in one piece.
+    """The best texts of several that are not blocked, each in one piece.
 
     Where fewer pass than are wanted, the other pieces have no text, the findings of texts that are
     blocked, the best first, and ``content_filter``.
 
     Args:
-        stream: Every text the search found, the best first.
+        stream: Every text a search found, the best first; or candidates as they are written.
         check: Finds what is wrong with a text.
         answers: How many are wanted.
         keep: Takes blocked texts to the review queue.
+        choose: Orders so many of those that passed, the best first; as they come if not given.
     """
     passed, blocked = list[Delta](), list[Delta]()
+    texts: defaultdict[int, str] = defaultdict(str)
     async with aclosing(stream):
         async for delta in stream:
-            text = delta.text.strip()
+            texts[delta.index] += delta.text
+            if delta.finish_reason is None:
+                yield Delta(text="", n_tokens=delta.n_tokens)
+                continue
+            text = texts[delta.index].strip()
             findings = check(text)
-            found = replace(delta, text=text, n_tokens=0, findings=_facts(findings, text))
+            found = replace(
+                delta, text=text, n_tokens=0, findings=findings_as_facts(findings, text)
+            )
             (blocked if blocks(findings) else passed).append(found)
             yield Delta(text="", n_tokens=delta.n_tokens)
+    if choose is not None and passed:
+        passed.sort(key=lambda found: found.index)  # not by who was done first
+        passed = await choose(passed, answers)
     for index, found in enumerate([*passed, *blocked][:answers]):
         if index < len(passed):
             yield replace(found, index=index)
@@ -102,8 +115,9 @@ async def marked(stream: AsyncGenerator[Delta, None], check: Check) -> AsyncGene
                 yield delta
             else:
                 text = texts[delta.index]
-                yield replace(delta, findings=_facts(check(text), text))
+                yield replace(delta, findings=findings_as_facts(check(text), text))
 
 
-def _facts(findings: list[Finding], text: str) -> tuple[dict[str, str | int], ...]:
+def findings_as_facts(findings: list[Finding], text: str) -> tuple[dict[str, str | int], ...]:
+    """Findings as an answer tells them."""
     return tuple(finding.facts(text) for finding in findings)

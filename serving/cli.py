@@ -78,66 +78,6 @@ def serve(
         stop_service()
 
 
-def copy(
-    text: Annotated[str, typer.Argument(help="What is known of the product, in words.")] = "",
-    *,
-    title: Annotated[str, typer.Option(help="The product's name; TEXT if not given.")] = "",
-    shopper: Annotated[str, typer.Option(help="The shopper's interests, in words.")] = "",
-    scenario: Annotated[str, typer.Option(help="What kind of copy.")] = "recommendation_reason",
-    language: Annotated[str, typer.Option(help="Language of the copy, such as en.")] = "en",
-    n: Annotated[int, typer.Option("-n", "--n", min=1, help="How many pieces of copy.")] = 1,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest copy.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 for the likeliest copy.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same copy.")] = None,
-    label: Annotated[
-        str, typer.Option(help="Say that a machine wrote it: none, start, end.")
-    ] = "none",
-    review: Annotated[
-        bool, typer.Option("--review", help="Keep what is blocked for handbill reviews.")
-    ] = False,
-    feedback: Annotated[
-        bool, typer.Option("--feedback", help="Keep the text to learn from what shoppers do.")
-    ] = False,
-    shopper_key: Annotated[str, typer.Option(help="Stands for the shopper it is for.")] = "",
-    experiment: Annotated[
-        str, typer.Option(metavar="ID", help="Write it as the shopper's variant has it.")
-    ] = "",
-    url: Url = DEFAULT_URL,
-    key: Key = "",
-    shop: Shop = "",
-    as_json: AsJson = False,
-    home: Home = DEFAULT_HOME,
-) -> None:
-    """Ask a running service for copy."""
-    if not (title or text):
-        raise InputError('say what to write about: handbill copy "Oak desk lamp, warm light"')
-    body: dict[str, Any] = {
-        "title": title or text[:500],
-        "description": text if title else "",
-        "shopper": shopper,
-        "scenario": scenario,
-        "language": language,
-        "n": n,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "seed": seed,
-        "label": label,
-        "review": review,
-        "feedback": feedback,
-        "shopper_key": shopper_key,
-        "experiment": experiment,
-    }
-    answer = ask("POST", url, "/v1/copy", body=body, key=key, shop=shop, home=home)
-    if as_json:
-        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-        return
-    for piece in answer["copies"]:
-        typer.echo(piece["text"])
-    for piece in answer["blocked"]:
-        rules = ", ".join(dict.fromkeys(found["rule"] for found in piece["findings"]))
-        typer.echo(f"one piece was blocked: {rules}", err=True)
-
-
 @tenants_app.command("add")
 def add(
     tenant: Annotated[str, typer.Argument(metavar="ID", help="Lower-case letters, digits, -.")],

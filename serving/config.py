@@ -91,6 +91,10 @@ class ServingConfig:
             so how long an experiment may run; 0 keeps nothing.
         feedback_kek: File of the key-encryption key of feedback; ``keys/vault.kek`` in ``state``
             when empty.
+        scenarios: Folder with tenants' own scenarios, ``TENANT.toml`` each; ``scenarios`` in ``state`` when
+            empty.
+        sentiment: File of the sentiment model that tells the tone of candidates; ``../sentiment.safetensors``
+            of ``state``, if that is there, when empty.
         metrics_port: Port of 127.0.0.1 with the operator's page and figures for Prometheus; 0 is
             none.
         access_log: File that gets a line of JSON for every request for text; none when empty.
@@ -135,6 +139,8 @@ class ServingConfig:
     batch_days: float = 7.0
     feedback_days: float = 90.0
     feedback_kek: str = ""
+    scenarios: str = ""
+    sentiment: str = ""
     metrics_port: int = 0
     access_log: str = ""
     traces: str = ""
@@ -186,6 +192,16 @@ class ServingConfig:
     def url(self) -> str:
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.state.resolve() / 'serving.db'}"
+
+    @property
+    def scenarios_folder(self) -> Path:
+        """Where tenants' own scenarios are."""
+        return Path(self.scenarios) if self.scenarios else self.state / "scenarios"
+
+    @property
+    def sentiment_file(self) -> Path:
+        """Where the sentiment model is, if there is one."""
+        return Path(self.sentiment or self.state.parent / "sentiment.safetensors")
 
     @property
     def pepper(self) -> Path:

@@ -143,24 +143,29 @@ class TorchEngine(ThreadedEngine[RowRequest]):
         running = self._rows[: self._bring_forward(paused)]
         ids, spans = [row.last for row in running], []
         chosen: dict[Row, int] = {row: index for index, row in enumerate(running)}
-        choosing, done = list(chosen.values()), []
+        choosing, pieces = list(chosen.values()), list[tuple[Prompt[Row], int]]()
         if running:
             tokens.update(row.tenant for row in running)
             spans.append(Span(self._cache.extend(len(running)), self._gather(len(running))))
         for prompt, count in self._prefill.shares(paused):
             ids += prompt.left[:count]
             tokens[prompt.key.tenant] += count
+            wanted = prompt.choosing(count)
             spans.append(Span(prompt.cache.extend(count), prompt.changes))
-            if not prompt.left:
-                choosing.append(len(ids) - 1)
-                done.append(prompt)
+            choosing += range(len(ids) - wanted, len(ids))
+            pieces.append((prompt, wanted))
         tensor = torch.tensor(ids, dtype=torch.long, device=self._model.cache_shape.device)
         # Tokens are chosen on the CPU, so that a seed means the same on every device.
         logits = self._model.forward(tensor, spans, choosing).float().cpu()
         self._turns.charge(time.perf_counter() - started, tokens)
-        for index, prompt in enumerate(done, start=len(chosen)):
-            self._join(prompt)
-            chosen |= dict.fromkeys(prompt.rows, index)
+        start = len(running)
+        for prompt, wanted in pieces:
+            if prompt.key.scores:
+                self._score(prompt, list(logits[start : start + wanted]))
+            elif not prompt.left:
+                self._join(prompt)
+                chosen |= dict.fromkeys(prompt.rows, start)
+            start += wanted
         for request in dict.fromkeys(row.request for row in chosen):
             self._advance(request, [logits[chosen[row]] for row in request.rows])
         self._tokens += len(chosen)
@@ -193,6 +198,16 @@ class TorchEngine(ThreadedEngine[RowRequest]):
             self._cache.join(prompt.cache)
             self._rows.append(row)
         self._changes = None
+
+    def _score(self, prompt: Prompt[Row], logits: list[Tensor]) -> None:
+        """Read off a piece of a text that is scored; its rows never join the batch."""
+        if not prompt.left:
+            self._prefill.remove(prompt)
+            for row in prompt.rows:
+                self._bank.release(row.request.sequence.adapter)
+        if logits:
+            for row in prompt.rows:
+                self._advance(row.request, logits)
 
     def _advance(self, request: RowRequest, logits: list[Tensor]) -> None:
         try:

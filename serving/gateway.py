@@ -1,22 +1,25 @@
 """From an authenticated request to answers: route, limits, engine, usage. No HTTP here."""
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-from handbill.errors import HandbillError
+from handbill.errors import HandbillError, InputError
+from handbill.generator.sentiment import SentimentModel
 from handbill.serving.batch.store import open_batches
-from handbill.serving.checking import Check, Keep, approved, best_approved, marked
+from handbill.serving.checking import Check, Choose, Keep, approved, best_approved, marked
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import ModelNotFoundError, UnavailableError
 from handbill.serving.feedback.store import open_feedback
 from handbill.serving.limits import Strangers
 from handbill.serving.measures import Measures
 from handbill.serving.orm import utc_now
+from handbill.serving.own_scenarios import OwnScenarios
 from handbill.serving.quotas import Grant, open_quotas
 from handbill.serving.registry import Registry, Route
 from handbill.serving.reports import EngineReports
@@ -26,6 +29,8 @@ from handbill.serving.sequences import Delta, Engine, EngineStats, Sampling, Seq
 from handbill.serving.streams import Split, merge
 from handbill.serving.tenants import Caller, Tenants
 from handbill.serving.tracing import carried, noted
+
+log = logging.getLogger(__name__)
 
 # A registry that was not looked at for so many polls is stale.
 _STALE_POLLS = 30
@@ -43,6 +48,10 @@ class Job:
         attempts: Candidates of each answer of which the first that passes is served; 0 serves any
             answer, with its findings.
         keep: Takes a blocked copy to the review queue.
+        candidates: Pieces written at once of which ``choose`` takes the best; 0 is none.
+        choose: Takes them.
+        finish: Makes a piece of copy as it is served.
+        finish_tokens: The most tokens that takes.
         background: It is of a batch, which waits for room.
     """
 
@@ -55,6 +64,10 @@ class Job:
     check: Check
     attempts: int = 0
     keep: Keep | None = None
+    candidates: int = 0
+    choose: Choose | None = None
+    finish: Callable[[Delta], Awaitable[Delta]] | None = None
+    finish_tokens: int = 0
     n: int = 1
     background: bool = False
 
@@ -71,7 +84,8 @@ class Job:
     @property
     def rows(self) -> int:
         """Rows of the engine's it takes."""
-        return len(self.prompts) * self.sampling.num_beams if self.searches else self.answers
+        each = self.sampling.num_beams if self.searches else max(self.n, self.candidates)
+        return len(self.prompts) * each
 
     @property
     def prompt_tokens(self) -> int:
@@ -106,6 +120,7 @@ class Gateway:
         self.quotas = open_quotas(config)
         self.strangers = Strangers()
         self.schemas = SchemaTrial(tokenizer)
+        self.scenarios = OwnScenarios(config.scenarios_folder)
         self._engine = engine
         self._registry = registry
         self.reports = EngineReports()
@@ -127,6 +142,20 @@ class Gateway:
         self.tenants.close()
         self.quotas.close()
         self.batches.close()
+
+    @property
+    def engine(self) -> Engine:
+        """What writes and scores."""
+        return self._engine
+
+    @cached_property
+    def sentiment(self) -> SentimentModel | None:
+        """What tells the tone of candidates; None where the operator has trained none."""
+        try:
+            return open_sentiment(self.config)
+        except InputError:  # it was right when the service began
+            log.error("sentiment_refused")  # noqa: TRY400 - which file is the operator's business
+            return None
 
     def models(self, caller: Caller) -> list[str]:
         """Every name the caller may use, all of them for what it is served now."""
@@ -163,12 +192,13 @@ class Gateway:
         However it ends, also when the reader goes away, the rows are given back and the
         request's usage is written.
         """
-        most = job.prompt_tokens + job.rows * job.sampling.max_tokens
+        most = job.prompt_tokens + job.rows * job.sampling.max_tokens + job.finish_tokens
         async with self.admit(
             job.caller.tenant, job.rows, tokens=most, background=job.background
         ) as spent:
             noted("admitted", {"rows": job.rows, "artifact": job.route.digest})
             started_at, started_s, written = utc_now(), time.monotonic(), 0
+            prompted = job.prompt_tokens
             outcome, first_s = "disconnect", None
             try:
                 if job.sampling.json_schema:
@@ -179,6 +209,9 @@ class Gateway:
                             first_s = time.monotonic() - started_s
                             noted("first_piece")
                         written += delta.n_tokens
+                        if job.finish is not None and delta.text:
+                            delta = await job.finish(delta)  # noqa: PLW2901 - the same, finished
+                            prompted += delta.n_prompt_tokens
                         yield index, delta
                 outcome = "done"
             except HandbillError:
@@ -191,14 +224,14 @@ class Gateway:
                     request=job.request,
                     endpoint=job.endpoint,
                     artifact=job.route.digest,
-                    prompt_tokens=job.prompt_tokens,
+                    prompt_tokens=prompted,
                     completion_tokens=written,
                     outcome=outcome,
                     started_at=started_at,
                     duration_ms=round((time.monotonic() - started_s) * 1000),
                 )
                 noted("ended", {"outcome": outcome, "tokens": written})
-                spent.tokens = job.prompt_tokens + written
+                spent.tokens = prompted + written
                 self.tenants.record(usage)
                 self.measures.ended(usage, first_s=first_s)
 
@@ -268,9 +301,9 @@ class Gateway:
         )
         if not job.attempts:
             return marked(self._engine.submit(first), job.check)
-        if job.searches:
-            found = self._engine.submit(replace(first, answers=job.sampling.num_beams))
-            return best_approved(found, job.check, answers=job.n, keep=job.keep)
+        if job.searches or job.candidates:
+            found = self._engine.submit(replace(first, answers=job.rows // len(job.prompts)))
+            return best_approved(found, job.check, answers=job.n, keep=job.keep, choose=job.choose)
         return self._approved(job, first)
 
     async def _approved(self, job: Job, first: Sequence) -> AsyncGenerator[Delta, None]:
@@ -292,6 +325,16 @@ class Gateway:
         async with aclosing(candidates), aclosing(merge(streams)) as pieces:
             async for index, delta in pieces:
                 yield replace(delta, index=index)
+
+
+def open_sentiment(config: ServingConfig) -> SentimentModel | None:
+    """The sentiment model; None where the operator has named and trained none.
+
+    Raises:
+        InputError: It is not there, or damaged.
+    """
+    file = config.sentiment_file
+    return SentimentModel.load(file) if config.sentiment or file.is_file() else None
 
 
 def _names(caller: Caller, route: Route) -> list[str]:

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from handbill import __version__
-from handbill.generator.prompts import SCENARIOS
+from handbill.generator.scenarios import shipped
 from handbill.serving.config import ServingConfig
 from handbill.serving.documented import ALWAYS
 from handbill.serving.experiments.design import ALLOCATIONS, METRICS
@@ -27,7 +27,8 @@ _WAITS: Final = {"TooMany", "Unavailable"}
 # What is checked behind the types: ranges of numbers, and what a text may be.
 _RANGES: Final = RANGES | {"top_k": (-1, 2**31)}
 _ONE_OF: Final[dict[tuple[str, str], tuple[str, ...]]] = {
-    ("CopyBody", "scenario"): tuple(SCENARIOS),
+    ("CopyBody", "scenario"): tuple(shipped().all),
+    ("CopyBody", "tone"): ("", *shipped().tones),
     ("HouseRuleBody", "kind"): KINDS,
     ("DecisionBody", "decision"): tuple(DECISIONS),
     ("ExperimentBody", "metric"): METRICS,
@@ -64,6 +65,7 @@ def _document(app: FastAPI, config: ServingConfig) -> dict[str, Any]:
         for operation in operations.values():
             _complete_operation(operation, private=path.startswith("/v1/"))
     most = {"n": config.max_choices, "max_tokens": config.max_tokens}
+    most |= {"candidates": min(config.max_choices, config.max_batch)}
     most |= {"max_completion_tokens": config.max_tokens, "min_tokens": config.max_tokens}
     for name, schema in parts["schemas"].items():
         for field, facts in schema.get("properties", {}).items():
@@ -75,6 +77,8 @@ def _document(app: FastAPI, config: ServingConfig) -> dict[str, Any]:
             if name in _GENERATION:
                 for kind in facts.get("anyOf", ()):
                     _bound(field, kind, most)
+    spoken = "|".join(shipped().words)
+    parts["schemas"]["CopyBody"]["properties"]["language"]["pattern"] = f"^({spoken})([-_].*)?$"
     parts["schemas"]["ForgetBody"]["oneOf"] = _ONE_OF_BOTH
     return found
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from handbill.generator.prompts import SCENARIOS
+from handbill.generator.scenarios import shipped
 
 DESCRIPTION: Final = """\
 Marketing copy from one shared model, each tenant's with its own adapter.
@@ -124,15 +124,26 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
     "CopyBody": _TEXT_FIELDS
     | _PRODUCT_FIELDS
     | {
+        "attributes": "Facts of the product, name to value.",
         "shopper": "The shopper's interests in words; empty for copy for everybody.",
-        "scenario": f"What kind of copy: {', '.join(f'`{name}`' for name in SCENARIOS)}.",
-        "tone": "How it is to sound, in words.",
-        "language": "BCP 47 tag of the copy.",
+        "events": "What the shopper did just now, the newest last. The next copy follows it.",
+        "question": "A shopper's question, for `service_answer`.",
+        "reviews": "What buyers wrote, for `review_summary`.",
+        "scenario": f"What kind of copy: {', '.join(f'`{name}`' for name in shipped().all)}.",
+        "tone": "How it is to sound: a tone of the scenario; empty for none.",
+        "language": f"Of the copy: {' or '.join(shipped().words)}, a region may follow (`zh-CN`).",
+        "candidates": "Write so many and serve the best `n`.",
+        "polish": "Mend grammar and marks. Facts and numbers stay.",
+        "explain": "Say what of the prompt each piece of copy comes from, with scores.",
         "label": "Where the words that say that a machine wrote it stand in the text.",
         "review": "Keep copy that is blocked for a person of yours.",
         "feedback": "Keep request and text with the copy's id, locked, to learn from.",
         "shopper_key": "Stands for the shopper; only events of the same are taken.",
         "experiment": "Id of an experiment: the shopper's variant decides what it varies.",
+    },
+    "RecentEvent": {
+        "kind": "What the shopper did.",
+        "text": "The product's name, or what was searched for.",
     },
     "ResponseFormat": {
         "type": "`text`, `json_object` or `json_schema`.",

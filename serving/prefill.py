@@ -19,16 +19,34 @@ class Key(NamedTuple):
     """What two answers must share to share a prompt's keys and values.
 
     They depend on the adapter; and no tenant may learn, by timing, what another has sent.
+
+    Attributes:
+        first: The first of the tokens behind which a token is chosen or scored; -1 is the last.
     """
 
     tenant: str
     adapter: str
     tokens: tuple[int, ...]
+    first: int = -1
 
     @classmethod
     def of(cls, sequence: Sequence) -> Self:
-        """The key of an answer's prompt."""
-        return cls(sequence.tenant, sequence.adapter, sequence.prompt)
+        """The key of an answer's prompt; a text that is scored is run with it, but for its last token."""
+        tokens, first = sequence.prompt, -1
+        if sequence.scored:
+            first = len(tokens) - 1
+            tokens += sequence.scored[:-1]
+        return cls(sequence.tenant, sequence.adapter, tokens, first)
+
+    @property
+    def choosing(self) -> int:
+        """The first token behind which one is chosen or scored."""
+        return self.first % len(self.tokens)
+
+    @property
+    def scores(self) -> bool:
+        """Whether a text is scored and none written."""
+        return self.first >= 0
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -51,6 +69,10 @@ class Prompt(Generic[R]):
     def left(self) -> tuple[int, ...]:
         """Tokens that are not run yet."""
         return self.key.tokens[self.cache.filled :]
+
+    def choosing(self, count: int) -> int:
+        """How many of the next ``count`` tokens, its last ones, have a token chosen behind them."""
+        return min(count, max(0, self.cache.filled + count - self.key.choosing))
 
 
 class Prefill(Generic[R]):

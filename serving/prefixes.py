@@ -39,12 +39,12 @@ class PrefixCache:
     def start(self, key: Key) -> PromptCache:
         """Room for a prompt, filled with the longest beginning that was run before.
 
-        The last token is always left to run: the answer begins with what comes out of it.
+        What a token is chosen behind is always left to run: the answer begins with what comes out.
         """
         cache = PromptCache(self._shape, len(key.tokens))
         common = {other: _common(other, key) for other in self._shelves.get(key.tenant, ())}
         best = max(common, key=lambda other: common[other], default=key)
-        count = min(common.get(best, 0), len(key.tokens) - 1)
+        count = min(common.get(best, 0), key.choosing)
         if not count:
             self.misses += 1
             return cache

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from handbill.generator.prompts import CopyRequest
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import BadRequestError
-from handbill.serving.feedback.bodies import ShopperKey
 from handbill.serving.sequences import Sampling
 
 _TEXT: Final = 20_000
@@ -101,12 +100,13 @@ class Generation(BaseModel):
             raise BadRequestError(f"n={n}: a search of num_beams={beams} finds no more", param="n")
         return n
 
-    def sampling(self, config: ServingConfig, *, vocabulary: int) -> Sampling:
+    def sampling(self, config: ServingConfig, *, vocabulary: int, tokens: int = 64) -> Sampling:
         """The engine's settings.
 
         Args:
             config: The service's limits.
             vocabulary: How many tokens there are.
+            tokens: The longest answer where the request does not say.
 
         Raises:
             BadRequestError: ``max_tokens`` is over the service's limit, ``logit_bias`` names no
@@ -132,7 +132,7 @@ class Generation(BaseModel):
             )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Sampling(
-            max_tokens=wanted or min(64, config.max_tokens),
+            max_tokens=wanted or min(tokens, config.max_tokens),
             temperature=_or(self.temperature, 0.0 if searched else self.DEFAULT_TEMPERATURE),
             top_p=_or(self.top_p, self.DEFAULT_TOP_P),
             seed=secrets.randbits(64) if self.seed is None else self.seed % 2**64,
@@ -279,61 +279,6 @@ class CompletionBody(FormattedGeneration):
     def texts(self) -> list[str]:
         """The prompts."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
-
-
-class CopyBody(Generation):
-    """``/v1/copy``: a product, perhaps a shopper, and how many pieces of copy.
-
-    Attributes:
-        label: Where the words that say "made by a machine" stand in the text itself.
-        review: Keep copy that is blocked for a person of the tenant's.
-        feedback: Keep request and text with the copy's id, locked, to learn from what shoppers do
-            with it. Without ``review`` and ``feedback`` no text is kept.
-        shopper_key: Stands for the shopper the copy is for; only events of the same are taken.
-        experiment: Id of an experiment whose variant of this shopper decides what it varies.
-    """
-
-    DEFAULT_TEMPERATURE: ClassVar[float] = 0.7
-    DEFAULT_TOP_P: ClassVar[float] = 0.9
-    DEFAULT_PENALTY: ClassVar[float] = 1.1
-
-    title: Annotated[str, Field(max_length=500)]
-    description: Annotated[str, Field(max_length=4000)] = ""
-    category: Field200 = ""
-    brand: Field200 = ""
-    price: Field200 = ""
-    shopper: Annotated[str, Field(max_length=4000)] = ""
-    scenario: Field200 = "recommendation_reason"
-    tone: Field200 = ""
-    language: Field200 = "en"
-    label: Literal["none", "start", "end"] = "none"
-    review: bool = False
-    feedback: bool = False
-    shopper_key: ShopperKey | Literal[""] = ""
-    experiment: Annotated[str, Field(max_length=32)] = ""
-
-    @property
-    def written_for(self) -> str:
-        """The shopper, else as for every text."""
-        return self.shopper_key or super().written_for
-
-    def request(self) -> CopyRequest:
-        """What the generator is asked for.
-
-        Raises:
-            InputError: No title, or an unknown scenario.
-        """
-        return CopyRequest(
-            title=self.title,
-            description=self.description,
-            category=self.category,
-            brand=self.brand,
-            price=self.price,
-            shopper=self.shopper,
-            scenario=self.scenario,
-            tone=self.tone,
-            language=self.language,
-        )
 
 
 def _or(value: float | None, default: float) -> float:

@@ -87,7 +87,9 @@ class ModelList(Answered):
     """The names."""
 
 
-class _Completed(Answered):
+class Completed(Answered):
+    """What all texts that were written say of themselves."""
+
     id: str
     """Of this answer."""
     created: int
@@ -122,7 +124,7 @@ class ChatChoice(Answered):
     """What copy may not say; only there when something was found. Chat is marked, not blocked."""
 
 
-class ChatCompletion(_Completed):
+class ChatCompletion(Completed):
     """The answer to a conversation, in OpenAI's shape."""
 
     object: Literal["chat.completion"]
@@ -144,74 +146,13 @@ class TextChoice(Answered):
     """What copy may not say; only there when something was found."""
 
 
-class TextCompletion(_Completed):
+class TextCompletion(Completed):
     """The answer to one or several prompts, in OpenAI's shape."""
 
     object: Literal["text_completion"]
     """Always `text_completion`."""
     choices: list[TextChoice]
     """The answers."""
-
-
-class Origin(Answered):
-    """Says that a machine wrote it, for whoever must say so."""
-
-    label: str
-    """The words, in the language of the copy."""
-    producer: str
-    """Always `handbill`."""
-    id: str
-    """Of the answer."""
-    model: str
-    """Digest of the version that wrote it."""
-
-
-class CopyPiece(Answered):
-    """A piece of copy that passed the check."""
-
-    copy_id: str = ""
-    """Its name, for `/v1/events`; not there when the service keeps no feedback."""
-    text: str
-    """The copy."""
-    finish_reason: Literal["stop", "length"]
-    """Why it ended."""
-    findings: list[Finding]
-    """What only warns."""
-
-
-class BlockedPiece(Answered):
-    """A piece none of whose candidates passed the check."""
-
-    findings: list[Finding]
-    """Of the last candidate."""
-    review: int | None = None
-    """Its number in the review queue, if the request asked for that."""
-
-
-class Trial(Answered):
-    """Which variant of an experiment wrote it."""
-
-    id: str
-    """The experiment."""
-    variant: str
-    """The variant's name."""
-
-
-class CopyResult(_Completed):
-    """Copy for a product."""
-
-    object: Literal["copy"]
-    """Always `copy`."""
-    version: str
-    """Digest of the version that wrote it."""
-    copies: list[CopyPiece]
-    """What passed, at least one."""
-    blocked: list[BlockedPiece]
-    """Why others did not."""
-    ai_generated: Origin
-    """Says that a machine wrote it."""
-    experiment: Trial | None = None
-    """The shopper's variant, if the request was of an experiment."""
 
 
 class CheckResult(Answered):

@@ -1,8 +1,8 @@
 """What an engine is asked for, what it answers, and the interface every engine has."""
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, Protocol, Self
 
 from handbill.errors import InputError
 
@@ -20,6 +20,7 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "num_beams": (1, 64),
     "length_penalty": (-10.0, 10.0),
 }
+LEAST: Final = -1e4  # a log-likelihood that stands for "impossible", and can be written as JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,7 @@ class Sequence:
         trace: Where this is done for, as a W3C ``traceparent``; empty where nothing is traced.
         answers: How many. Drawn, answer *i* is what ``sampling.for_answer(i)`` alone would write;
             of a search, they are the best it finds, the best first.
+        scored: Token ids of a text: how likely it is after the prompt is asked, and nothing written.
     """
 
     tenant: str
@@ -113,11 +115,14 @@ class Sequence:
     adapter: str = ""
     sampling: Sampling = Sampling()
     answers: int = 1
+    scored: tuple[int, ...] = ()
     trace: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise InputError("prompt: is empty")
+        if self.scored and self.answers > 1:
+            raise InputError("scored: has one answer")
         if self.answers < 1 or 1 < self.sampling.num_beams < self.answers:
             raise InputError(
                 f"answers={self.answers}: at least 1, and of a search at most num_beams"
@@ -131,6 +136,9 @@ class Delta:
     Attributes:
         index: Which of a sequence's answers it is of.
         review: Number of a blocked text in the review queue.
+        n_prompt_tokens: What was run beside the prompt, such as to explain the copy.
+        logprobs: Of a text that is scored: each token's log-likelihood, in nats.
+        facts: What else is told of a copy: how it was chosen, what was mended, why it says what it says.
     """
 
     text: str
@@ -139,6 +147,13 @@ class Delta:
     index: int = 0
     findings: tuple[Mapping[str, Any], ...] = ()
     review: int | None = None
+    n_prompt_tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def noted(self, **facts: Any) -> Self:
+        """The same with more facts."""
+        return replace(self, facts={**self.facts, **facts})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +182,8 @@ class Engine(Protocol):
 
     def submit(self, sequence: Sequence) -> AsyncGenerator[Delta, None]:
         """Stream the answers; those of a search come whole. Closing the stream frees its rows.
+
+        Of a text to score there is one piece, with its ``logprobs``.
 
         Raises:
             BusyError: The queue is full.

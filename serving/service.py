@@ -26,6 +26,8 @@ from handbill.errors import InputError
 from handbill.generator.base_models import BaseModel, resolve_base
 from handbill.serving.application import application
 from handbill.serving.config import MODELS, ServingConfig
+from handbill.serving.gateway import open_sentiment
+from handbill.serving.own_scenarios import OwnScenarios
 from handbill.serving.replicas import APP
 from handbill.serving.tenants import open_tenants
 from handbill.serving.watchdog import end_ray, ray_home, start_watchdog
@@ -70,6 +72,8 @@ def start_service(config: ServingConfig) -> str:
     config = replace(
         config,
         registry=config.registry.resolve(),
+        scenarios=config.scenarios and str(Path(config.scenarios).resolve()),
+        sentiment=config.sentiment and str(Path(config.sentiment).resolve()),
         kek=config.kek and str(Path(config.kek).resolve()),
         state=config.state.resolve(),
         access_log=_opened(config.access_log),
@@ -77,6 +81,8 @@ def start_service(config: ServingConfig) -> str:
     )
     if config.metrics_port:
         _free_port("127.0.0.1", config.metrics_port, "--metrics-port")
+    OwnScenarios(config.scenarios_folder).check()
+    open_sentiment(config)
     open_tenants(config).close()  # bad database, bad pepper: say so here, not in a replica's log
     folder = _new_folder()
     _running.append((folder, start_watchdog(folder)))

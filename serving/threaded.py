@@ -111,12 +111,11 @@ class ThreadedEngine(ABC, Generic[R]):
 
     async def submit(self, sequence: Sequence) -> AsyncGenerator[Delta, None]:
         """Stream the answers; see :meth:`handbill.serving.sequences.Engine.submit`."""
-        needed = len(sequence.prompt) + sequence.sampling.max_tokens
-        if needed > self._context:
+        longest = len(sequence.scored) or sequence.sampling.max_tokens
+        if len(sequence.prompt) + longest > self._context:
             raise ContextLengthError(
-                f"prompt ({len(sequence.prompt)} tokens) and max_tokens "
-                f"({sequence.sampling.max_tokens}) exceed the context of {self._context}; "
-                f"shorten the text or lower max_tokens"
+                f"prompt ({len(sequence.prompt)} tokens) and max_tokens ({longest}) exceed the "
+                f"context of {self._context}; shorten the text or lower max_tokens"
             )
         reader = Reader.here()
         requests = await self._requests(sequence, reader)

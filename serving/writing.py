@@ -4,13 +4,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from handbill.serving.bank import BASE
 from handbill.serving.beams import BeamSearch
 from handbill.serving.guides import Guide
 from handbill.serving.sampling import Chooser
-from handbill.serving.sequences import Delta, Sequence
+from handbill.serving.sequences import LEAST, Delta, Sequence
 from handbill.serving.stacked import Held
 from handbill.serving.text import AnswerText
 from handbill.serving.threaded import Reader, Request
@@ -33,7 +34,8 @@ class Writer(Protocol):
         """Go on by one token.
 
         Args:
-            logits: Of every row, shape (vocabulary,), float32, on the CPU.
+            logits: Of every row, shape (vocabulary,), float32, on the CPU; of a text that is scored,
+                of its next tokens.
 
         Returns:
             What is certain now; the last piece of every answer tells why it ended.
@@ -75,6 +77,31 @@ class OneText:
         token = self._chooser.choose(logits[0])
         self.last = [token]
         return [self._text.add(token, finished=self._chooser.rules.finished)]
+
+
+class Score:
+    """How likely a given text is, read off while it is run with its prompt; takes no row of the batch.
+
+    Args:
+        sequence: What is asked.
+    """
+
+    def __init__(self, sequence: Sequence) -> None:
+        self.width = 1
+        self.last = [0]
+        self.copies: list[tuple[int, int]] = []
+        self._left = sequence.scored
+        self._logprobs: list[float] = []
+
+    def advance(self, logits: list[Tensor]) -> list[Delta]:
+        """Read the next tokens' log-likelihoods; see :meth:`Writer.advance`."""
+        now, self._left = self._left[: len(logits)], self._left[len(logits) :]
+        logprobs_TV = torch.stack(logits).log_softmax(dim=-1)
+        found = logprobs_TV.gather(1, torch.tensor(now)[:, None])[:, 0]
+        self._logprobs += found.nan_to_num(nan=LEAST).clamp(min=LEAST).tolist()
+        if self._left:
+            return []
+        return [Delta(text="", n_tokens=0, finish_reason="stop", logprobs=tuple(self._logprobs))]
 
 
 @dataclass(eq=False, slots=True)
@@ -124,7 +151,9 @@ def requests_of(
 ) -> list[RowRequest]:
     """What a sequence asks of the engine."""
     writers: list[Writer]
-    if sequence.sampling.num_beams > 1:
+    if sequence.scored:
+        writers = [Score(sequence)]
+    elif sequence.sampling.num_beams > 1:
         writers = [BeamSearch(sequence, tokenizer, ends, guide)]
     else:
         writers = [

@@ -303,18 +303,23 @@ class Demo:
                 )
                 reply = http.post(
                     f"{url}/v1/copy",
-                    json={"title": "Field notebook", "shopper": "sketching outdoors"},
+                    json={
+                        "title": "Field notebook",
+                        "shopper": "sketching outdoors",
+                        "explain": True,
+                    },
                     headers={"Authorization": f"Bearer {keys[shop]}"},
                 )
                 # A small model may write nothing but claims: the refusal is an answer too.
                 body = reply.json()
                 if reply.status_code != httpx.codes.UNPROCESSABLE_ENTITY:
                     reply.raise_for_status()
+                refused = {"text": body.get("error", {}).get("message")}
+                piece = body["copies"][0] if reply.is_success else refused
                 answers[shop] = {
                     "chat": chat.choices[0].message.content,
-                    "copy": body["copies"][0]["text"]
-                    if reply.is_success
-                    else body["error"]["message"],
+                    "copy": piece["text"],
+                    "explanation": piece.get("explanation"),
                     "version": chat.system_fingerprint,
                 }
             if first != other:

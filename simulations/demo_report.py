@@ -8,7 +8,7 @@ from typing import Any, Final
 from handbill.clients.merchant import PROGRESS_FILE
 from handbill.generator.artifacts import utc_now
 from handbill.simulations.demo import PING_COLD, PING_WARM, Demo
-from handbill.simulations.report import PROBE, DemoReport, Overhead, Sample, ShopResult
+from handbill.simulations.report import PROBE, DemoReport, Explained, Overhead, Sample, ShopResult
 from handbill.simulations.results import versions, write_result
 
 SAMPLES: Final = 3
@@ -33,6 +33,7 @@ def build_report(demo: Demo) -> DemoReport:
         stages=outcome.stages,
         peak_memory_mib={k: round(v, 1) for k, v in sorted(demo.watch.peak_mib.items())},
         samples=list(_samples(demo, names, show_shopper=invented)),
+        explained=list(_explained(demo, names)),
         overhead=_overhead(outcome.pings),
         sockets_off_machine=len(demo.watch.off_machine),
         commands=_commands(demo),
@@ -160,6 +161,13 @@ def _samples(demo: Demo, names: dict[str, str], *, show_shopper: bool) -> Iterat
                 before=found[0]["before"],
                 after=found[0]["after"],
             )
+
+
+def _explained(demo: Demo, names: dict[str, str]) -> Iterator[Explained]:
+    for shop, answer in demo.outcome.served.items():
+        if told := answer.get("explanation"):
+            parts = [(p["kind"], p["text"], p["score"], 100 * p["share"]) for p in told["parts"]]
+            yield Explained(shop=names[shop], text=answer["copy"], parts=parts)
 
 
 def _overhead(pings: dict[str, float]) -> Overhead | None:

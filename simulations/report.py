@@ -66,6 +66,19 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """A piece of served copy and what of its prompt it comes from.
+
+    Attributes:
+        parts: Kind, words, score in nats, and share of what helped in percent, the highest first.
+    """
+
+    shop: str
+    text: str
+    parts: list[tuple[str, str, float, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
     """Seconds of a round that are not training, with a cold and with a warm trainer."""
 
@@ -86,6 +99,7 @@ class DemoReport:
         seconds: From data to served copy, without what only a benchmark does.
         stages: Seconds by stage, in the order they ran.
         peak_memory_mib: MiB by process.
+        explained: Copy the service wrote at the end.
         sockets_off_machine: Connections off the machine seen in any process; should be 0.
         commands: What to try next, ready to paste.
         created: ISO 8601 UTC.
@@ -101,6 +115,7 @@ class DemoReport:
     stages: dict[str, float]
     peak_memory_mib: dict[str, float]
     samples: list[Sample]
+    explained: list[Explained] = field(default_factory=list)
     overhead: Overhead | None = None
     sockets_off_machine: int = 0
     commands: list[str] = field(default_factory=list)

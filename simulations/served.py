@@ -29,16 +29,23 @@ class InProcessService:
         base: The base model.
         registry: The operator's registry folder.
         tenants: Ids; each is given a key.
+        max_prompt_tokens: Longest prompt.
     """
 
     def __init__(
-        self, folder: Path, base: BaseModel, registry: Path, *, tenants: Sequence[str]
+        self,
+        folder: Path,
+        base: BaseModel,
+        registry: Path,
+        *,
+        tenants: Sequence[str],
+        max_prompt_tokens: int = PROMPT_TOKENS,
     ) -> None:
         config = ServingConfig(
             registry=registry,
             state=folder / "serving",
             base=str(base.path),
-            max_prompt_tokens=PROMPT_TOKENS,
+            max_prompt_tokens=max_prompt_tokens,
             max_batch=32,
             queue_limit=1024,
             requests_per_minute=1e9,
@@ -77,17 +84,23 @@ class InProcessService:
         self, tenant: str, requests: Sequence[Mapping[str, Any]]
     ) -> list[list[tuple[str, str]]]:
         """Ask for copy, several requests at once; ids and texts of what was served to each."""
+        return [
+            [(piece["copy_id"], piece["text"]) for piece in answer["copies"] if piece["text"]]
+            for answer in self.answers(tenant, requests)
+        ]
 
-        async def ask_all(client: Any) -> list[list[tuple[str, str]]]:
+    def answers(self, tenant: str, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Ask for copy, several requests at once; the answers, without copies where all was blocked."""
+
+        async def ask_all(client: Any) -> list[dict[str, Any]]:
             few = asyncio.Semaphore(_AT_ONCE)
 
-            async def one(request: Mapping[str, Any]) -> list[tuple[str, str]]:
+            async def one(request: Mapping[str, Any]) -> dict[str, Any]:
                 async with few:
                     answer = await client.post("/v1/copy", json=dict(request))
                 if answer.status_code == 422:  # everything it wrote was blocked
-                    return []
-                copies = _checked(answer)["copies"]
-                return [(piece["copy_id"], piece["text"]) for piece in copies if piece["text"]]
+                    return {"copies": []}
+                return _checked(answer)
 
             return list(await asyncio.gather(*map(one, requests)))
 

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from handbill.serving.results import Answered, CopyResult, ErrorFacts
+from handbill.serving.copy_results import CopyResult
+from handbill.serving.results import Answered, ErrorFacts
 
 
 class Batch(Answered):

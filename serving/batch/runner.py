@@ -20,10 +20,10 @@ from handbill.serving.answers import collect
 from handbill.serving.asking import Asked, begin_copy
 from handbill.serving.batch.store import Batches
 from handbill.serving.batch.tables import BatchRowTable, BatchTable
+from handbill.serving.copy_body import CopyBody
 from handbill.serving.errors import RateLimitError, UnavailableError
 from handbill.serving.gateway import Gateway
 from handbill.serving.refusals import error_body
-from handbill.serving.requests import CopyBody
 from handbill.serving.tenants import Caller
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,8 @@ class BatchRunner:
     async def _begin(self, work: _Work, row: BatchRowTable) -> int:
         facts = await asyncio.to_thread(self._batches.request, row)
         request = (facts or {}).get("request", {})
-        rows = max(1, request.get("n") or 1, request.get("num_beams") or 1)
+        wide = ("n", "candidates", "num_beams")
+        rows = max(1, *(request.get(name) or 1 for name in wide))
         work.writing.add(row.number)
         task = asyncio.create_task(self._write(work, row, facts))
         self._tasks[task] = rows

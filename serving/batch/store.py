@@ -15,10 +15,10 @@ from handbill.errors import HandbillError
 from handbill.serving.batch.repository import BatchRepository
 from handbill.serving.batch.tables import BatchRowTable, BatchTable
 from handbill.serving.config import ServingConfig
+from handbill.serving.copy_body import CopyBody
 from handbill.serving.errors import BadRequestError
 from handbill.serving.feedback.sealing import Sealing, TenantKeys
 from handbill.serving.orm import utc_now
-from handbill.serving.requests import CopyBody
 from handbill.serving.tenants import Caller
 
 MAX_UNFINISHED: Final = 20

@@ -13,6 +13,7 @@ from handbill.serving.client.calls import Call, CopyFields, Message, TextSetting
 from handbill.serving.client.errors import NoAnswerError
 from handbill.serving.client.retries import Attempts
 from handbill.serving.client.streams import TextPiece, chunk_of, copy_pieces, text_pieces
+from handbill.serving.copy_results import CopyPiece, CopyResult
 from handbill.serving.feedback.results import (
     Deleted,
     EventPage,
@@ -23,8 +24,6 @@ from handbill.serving.feedback.results import (
 from handbill.serving.results import (
     ChatCompletion,
     CheckResult,
-    CopyPiece,
-    CopyResult,
     ModelList,
     TextCompletion,
     UsageReport,

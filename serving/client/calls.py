@@ -8,6 +8,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from handbill.serving.batch.results import Batch, BatchList, BatchResults
+from handbill.serving.copy_results import CopyResult
 from handbill.serving.feedback.results import (
     Deleted,
     EventPage,
@@ -19,7 +20,6 @@ from handbill.serving.results import (
     Answered,
     ChatCompletion,
     CheckResult,
-    CopyResult,
     ModelList,
     TextCompletion,
     UsageReport,
@@ -51,6 +51,13 @@ class TextSettings(TypedDict, total=False):
     early_stopping: bool | Literal["never"]
 
 
+class RecentEvent(TypedDict):
+    """One thing the shopper did just now; the newest is the last of a list."""
+
+    kind: Literal["view", "search", "cart", "purchase"]
+    text: str
+
+
 class CopyFields(TextSettings, total=False):
     """What is asked of copy, beside the product's title."""
 
@@ -58,10 +65,17 @@ class CopyFields(TextSettings, total=False):
     category: str
     brand: str
     price: str
+    attributes: dict[str, str]
     shopper: str
+    events: list[RecentEvent]
+    question: str
+    reviews: list[str]
     scenario: str
     tone: str
     language: str
+    candidates: int
+    polish: bool
+    explain: bool
     label: Literal["none", "start", "end"]
     review: bool
     feedback: bool

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handbill.serving.client.errors import error_of
-from handbill.serving.results import CopyPiece
+from handbill.serving.copy_results import CopyPiece
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from handbill.errors import InputError
-from handbill.serving.config import ServingConfig
+from handbill.generator.scenarios import Scenarios
+from handbill.serving.copy_body import CopyBody
 from handbill.serving.documented import documented
 from handbill.serving.errors import BadRequestError
 from handbill.serving.experiments.design import Design, Variant
@@ -23,7 +24,6 @@ from handbill.serving.feedback.results import (
 from handbill.serving.feedback.store import MAX_PAGE
 from handbill.serving.gate import MayManage, MaySendFeedback
 from handbill.serving.gateway import Gateway
-from handbill.serving.requests import CopyBody
 
 
 def feedback_routes(gateway: Gateway) -> APIRouter:
@@ -99,7 +99,7 @@ def feedback_routes(gateway: Gateway) -> APIRouter:
     )
     async def create_experiment(body: ExperimentBody, caller: MayManage) -> dict[str, Any]:
         """Begin an experiment."""
-        design = _design(body, gateway)
+        design = _design(body, gateway, caller.tenant)
         return await run_in_threadpool(trials.create, caller.tenant, design)
 
     @routes.get(
@@ -133,14 +133,14 @@ def feedback_routes(gateway: Gateway) -> APIRouter:
     return routes
 
 
-def _design(body: ExperimentBody, gateway: Gateway) -> Design:
+def _design(body: ExperimentBody, gateway: Gateway, tenant: str) -> Design:
     """An experiment every variant of which could be asked for copy."""
     variants = [
         Variant(name=v.name, settings=v.settings, adapter=v.adapter, share=v.share)
         for v in body.variants
     ]
     for variant in body.variants:
-        _check(variant, gateway.config, vocabulary=len(gateway.tokenizer))
+        _check(variant, gateway, gateway.scenarios.of(tenant))
     min_share = body.min_share
     if min_share is None:
         min_share = min(0.05, 1 / max(1, len(variants)))
@@ -155,16 +155,17 @@ def _design(body: ExperimentBody, gateway: Gateway) -> Design:
     )
 
 
-def _check(variant: VariantBody, config: ServingConfig, *, vocabulary: int) -> None:
+def _check(variant: VariantBody, gateway: Gateway, scenarios: Scenarios) -> None:
     """Refuse settings that a request for copy would be refused for.
 
     Raises:
         InputError: Naming the variant and the field.
     """
     try:
-        copy = CopyBody(title="a product", **variant.settings)
-        copy.request()
-        copy.sampling(config, vocabulary=vocabulary)
+        fields = {"title": "a product", "question": "a question", "reviews": ["a review"]}
+        copy = CopyBody.model_validate(fields | variant.settings)
+        copy.request(scenarios)
+        copy.sampling(gateway.config, vocabulary=len(gateway.tokenizer))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

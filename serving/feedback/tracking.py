@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 
 from handbill.serving.answers import CopyAnswer, Piece
+from handbill.serving.copy_body import CopyBody
 from handbill.serving.errors import BadRequestError
 from handbill.serving.experiments.trials import Given
 from handbill.serving.feedback.store import Served
-from handbill.serving.requests import CopyBody
 from handbill.serving.tenants import Caller
 
 if TYPE_CHECKING:
@@ -60,7 +60,10 @@ class Tracking:
         if self.given:
             facts["variant"] = self.given.name
         if self.body.feedback:
-            facts |= {"request": asdict(self.body.request()), "text": text}
+            facts |= {
+                "request": asdict(self.body.request(self.gateway.scenarios.of(self.caller.tenant))),
+                "text": text,
+            }
         return Served(
             id=answer.copy_id(index),
             facts=facts,

@@ -22,9 +22,11 @@ from handbill.errors import HandbillError
 from handbill.server.cli import models_app, server_cli
 from handbill.serving.batch.commands import batch_app
 from handbill.serving.claims_commands import claims_app
-from handbill.serving.cli import copy, serve, tenants_app
+from handbill.serving.cli import serve, tenants_app
+from handbill.serving.copy_command import copy
 from handbill.serving.feedback.commands import events_app, experiments_app
 from handbill.serving.reviews_commands import reviews_app
+from handbill.serving.scenarios_commands import scenarios_app
 from handbill.simulations.cli import simulate
 from handbill.simulations.demo_command import demo
 
@@ -53,6 +55,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(tenants_app, name="tenants")
 app.command()(serve)
 app.command()(copy)
+app.add_typer(scenarios_app, name="scenarios")
 app.add_typer(batch_app, name="batch")
 app.add_typer(claims_app, name="claims")
 app.add_typer(reviews_app, name="reviews")

@@ -8,7 +8,7 @@ from handbill.clients.cleaning import EVENT_KINDS
 from handbill.clients.descriptions import DATABASE_KEYS, KEYS, PLACE_KEYS, SHOP_KEYS
 from handbill.clients.markets import KNOWN
 from handbill.clients.tables import ENCODINGS
-from handbill.generator.prompts import SCENARIOS
+from handbill.generator.scenarios import shipped
 from handbill.simulations.market import SHOP_TOML
 
 TEXT = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ def test_every_key_is_in_the_table_of_keys():
 
 
 def test_every_scenario_kind_and_known_set_is_named():
-    for name in (*SCENARIOS, *EVENT_KINDS, *(path.stem for path in KNOWN.iterdir())):
+    for name in (*shipped().all, *EVENT_KINDS, *(path.stem for path in KNOWN.iterdir())):
         assert re.search(rf"\b{name}\b", TEXT), name
 
 

@@ -158,7 +158,12 @@ def test_no_text_from_outside_becomes_a_special_token(service, path):
         body = {
             "/v1/chat/completions": {"messages": [{"role": "user", "content": text}]},
             "/v1/completions": {"prompt": text},
-            "/v1/copy": {"title": text, "shopper": text, "brand": text, "tone": text},
+            "/v1/copy": {
+                **dict.fromkeys(("title", "shopper", "brand", "description", "question"), text),
+                "attributes": {text[:80]: text},
+                "events": [{"kind": "search", "text": text}],
+                "reviews": [text],
+            },
         }[path]
         assert service.post(path, body | {"max_tokens": 1}).status_code == 200
     attacked, clean = (

@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from handbill.errors import InputError, MissingError
 from handbill.generator.base_models import make_tiny_base
-from handbill.serving.cli import copy, serve, tenants_app
+from handbill.serving.cli import serve, tenants_app
+from handbill.serving.copy_command import copy
 from handbill.serving.keys import ApiKey
 
 run = CliRunner()

@@ -9,6 +9,7 @@ from rich.console import Console
 from handbill.simulations.report import (
     PROBE,
     DemoReport,
+    Explained,
     Overhead,
     Sample,
     ShopResult,
@@ -93,6 +94,17 @@ class Page(HTMLParser):
 def page_of(tmp_path, wanted):
     html = render_report(wanted, tmp_path / "new" / "report.html").read_text()
     return html, Page(html)
+
+
+def test_the_page_says_what_the_served_copy_comes_from(tmp_path):
+    parts = [("interest", "likes <tea>", 3.14, 75.0), ("fact", "oak", -0.2, 0.0)]
+    told = Explained(shop="Lantern Books", text="For tea & reading.", parts=parts)
+    html, page = page_of(tmp_path, report(explained=[told]))
+    text = " ".join(" ".join(page.text).split())
+    for fact in ("For tea & reading.", "interest: likes <tea>", "+3.14", "fact: oak", "-0.20"):
+        assert fact in text
+    assert "width: 75.0%" in html
+    assert "Why the copy" not in page_of(tmp_path, report())[0]
 
 
 def test_the_page_holds_every_fact(tmp_path):
