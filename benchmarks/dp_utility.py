@@ -20,7 +20,8 @@ from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Recipe
 from handbill.generator.adapters import AdapterSpec, Tensors, top_layers
 from handbill.generator.base_models import resolve_base
-from handbill.generator.interest import InterestModel, InterestSpec
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec
 from handbill.generator.lora import LoraModel
 from handbill.server.settings import ServerSettings
 from handbill.simulations.arms import Arms, Model, Settings, Shop, load_shops, varied, written

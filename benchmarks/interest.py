@@ -27,7 +27,8 @@ from handbill.clients.merchant import Policy
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Recipe
 from handbill.generator.behaviour import lessons
-from handbill.generator.interest import InterestModel, Seen
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import Seen
 from handbill.server.settings import InterestSettings
 from handbill.simulations.arms import Arms, Settings, Shop
 from handbill.simulations.results import write_result

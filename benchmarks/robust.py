@@ -20,7 +20,8 @@ from handbill.federation.aggregation import ServerOptimizer, robust_mean
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secure_rounds import flatten, unflatten
 from handbill.generator.adapters import Tensors
-from handbill.generator.interest import InterestModel, InterestSpec, Seen, hash_features
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec, Seen, hash_features
 from handbill.privacy.events import PrivateSteps
 from handbill.privacy.noise import SecureNoise
 from handbill.privacy.training import StepPlan, take_private_steps

@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from handbill.clients.merchant import Policy
-from handbill.generator.interest import InterestModel, Seen, hash_features
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import Seen, hash_features
 from handbill.simulations.arms import Shop
 
 USERS: Final = (150, 5_000)  # categories with so many renters: all but the largest and the tiny

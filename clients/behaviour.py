@@ -13,7 +13,7 @@ from handbill.clients.descriptions import ShopInfo, ShopSource
 from handbill.clients.reading import Outcome, ShopReader
 from handbill.clients.spool import Spool
 from handbill.generator.behaviour import Deed, Product, Shopper, lessons, telling_words
-from handbill.generator.interest import Seen
+from handbill.generator.interest_spec import Seen
 
 OFFERED: Final = 2  # products of the catalogue that stand for passed over, for each that was liked
 _TOOK: Final = frozenset({"cart", "favourite", "purchase"})

@@ -73,7 +73,9 @@ def write(
     candidates: Annotated[
         int, typer.Option(min=1, max=64, help="Pieces for each product, for `evaluate rerank`.")
     ] = 1,
-    temperature: Annotated[float, typer.Option(min=0.01, max=2)] = 0.7,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, max=2, help="How freely words are drawn.")
+    ] = 0.7,
     seed: Annotated[int, typer.Option(help="The same seed writes the same.")] = 0,
 ) -> None:
     """Write copy for each product of a file, ready for `handbill evaluate run`, or to choose from."""

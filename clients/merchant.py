@@ -14,7 +14,7 @@ from handbill.federation.messages import Instruction
 from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.settings_file import load_settings, save_settings
 from handbill.generator.artifacts import check_tenant
-from handbill.generator.interest import InterestSpec
+from handbill.generator.interest_spec import InterestSpec
 from handbill.privacy.accounting import LARGEST_DELTA, SMALLEST_DELTA, default_delta
 
 MERCHANT_FILE: Final = "merchant.toml"

@@ -22,7 +22,8 @@ from handbill.errors import PolicyError
 from handbill.federation.messages import Instruction, Recipe
 from handbill.generator.adapters import Tensors
 from handbill.generator.behaviour import probe_lessons
-from handbill.generator.interest import InterestModel, InterestSpec, Seen
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec, Seen
 from handbill.generator.lora import LoraModel
 from handbill.generator.model_specs import write_interest
 from handbill.generator.preference import EncodedPair, PreferenceModel

@@ -30,6 +30,15 @@ PACKAGED: Final = {
 DIGEST_FILE: Final = "handbill-digest.json"
 _DIGESTED: Final = ("config.json", "tokenizer.json", "*.safetensors")
 
+# Scenarios the tiny base has words for; another vocabulary would draw other weights.
+_KNOWN: Final = (
+    "recommendation_reason",
+    "product_description",
+    "ad_headline",
+    "promotion",
+    "customer_care",
+    "social_post",
+)
 _FRAME: Final = "system user assistant Product: Shopper: Tone: Language: category brand price"
 
 
@@ -145,7 +154,7 @@ def make_tiny_base(
     _no_progress_bars()
     # The words of our own prompts become tokens, so that prompts are about as long as for a
     # real vocabulary; all other text is spelled in bytes.
-    asked = [one.languages()["en"].instruction for one in shipped().all.values()]
+    asked = [shipped().get(name).languages()["en"].instruction for name in _KNOWN]
     tokenizer = train_tokenizer([*asked, _FRAME, *texts], size=4096)
     vocabulary = tokenizer.get_vocab()
     config = LlamaConfig(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from handbill.generator.interest import Seen, hash_features
+from handbill.generator.interest_spec import Seen, hash_features
 from handbill.generator.segmentation import segment
 
 FIELDS: Final = ("category", "brand")

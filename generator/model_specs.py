@@ -26,7 +26,7 @@ from handbill.generator.adapters import (
 )
 from handbill.generator.artifacts import write_durably
 from handbill.generator.base_models import BaseModel
-from handbill.generator.interest import InterestSpec
+from handbill.generator.interest_spec import InterestSpec
 
 ModelSpec = AdapterSpec | InterestSpec
 Trains = Literal["copy", "interest"]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from handbill.generator.behaviour import FIELDS, Product, Shopper, facts_of
-from handbill.generator.interest import InterestModel, Seen, hash_features
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import Seen, hash_features
 from handbill.generator.prompts import CopyRequest
 from handbill.generator.segmentation import segment
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from handbill.generator.base_models import BaseModel
-from handbill.generator.interest import InterestSpec
+from handbill.generator.interest_spec import InterestSpec
 from handbill.generator.model_specs import ModelSpec
 from handbill.server.records import Round
 

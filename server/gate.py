@@ -5,7 +5,8 @@ import numpy as np
 from handbill.errors import RoundError
 from handbill.generator.adapters import Tensors
 from handbill.generator.base_models import BaseModel
-from handbill.generator.interest import InterestModel, InterestSpec
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec
 from handbill.generator.lora import LoraModel
 from handbill.generator.model_specs import ModelSpec
 from handbill.server.probe import interest_probe_loss, probe_loss

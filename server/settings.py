@@ -10,7 +10,7 @@ from handbill.federation.messages import Compression, Recipe
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.settings_file import load_settings, save_settings
-from handbill.generator.interest import InterestSpec
+from handbill.generator.interest_spec import InterestSpec
 from handbill.generator.model_specs import Trains
 
 SETTINGS_FILE: Final = "server.toml"

@@ -12,7 +12,7 @@ from handbill.cli import app
 from handbill.clients.merchant import Merchant
 from handbill.clients.studies import INTEREST_FOLDER
 from handbill.errors import ArtifactError, InputError, MissingError
-from handbill.generator.interest import InterestSpec
+from handbill.generator.interest_spec import InterestSpec
 from handbill.generator.model_specs import INTEREST_FILE, write_interest
 from handbill.generator.prompts import CopyRequest
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from handbill.errors import ArtifactError
-from handbill.generator.interest import InterestModel, InterestSpec, Seen, hash_features
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec, Seen, hash_features
 from handbill.privacy.events import PrivateSteps
 from handbill.privacy.lora_gradients import LoraGradients
 from handbill.privacy.noise import TestingNoise

@@ -7,7 +7,8 @@ import pytest
 
 from handbill.errors import InputError
 from handbill.generator.behaviour import Deed, Product, Shopper, facts_of, lessons
-from handbill.generator.interest import InterestModel, InterestSpec, hash_features
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec, hash_features
 from handbill.generator.product_features import base_embeddings, product_features
 from handbill.generator.profile import chances, copy_request, interest_profile, shopper_text
 from handbill.generator.recommend import Recommender

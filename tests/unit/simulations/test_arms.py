@@ -9,7 +9,8 @@ import pytest
 from handbill.clients.merchant import Policy
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Recipe
-from handbill.generator.interest import InterestModel, InterestSpec, Seen, hash_features
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec, Seen, hash_features
 from handbill.privacy.accounting import epsilon
 from handbill.privacy.events import PrivateSteps
 from handbill.simulations.arms import Arms, Settings, Shop
