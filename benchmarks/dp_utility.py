@@ -21,6 +21,7 @@ from handbill.federation.messages import Recipe
 from handbill.generator.adapters import AdapterSpec, Tensors, top_layers
 from handbill.generator.base_models import resolve_base
 from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec
 from handbill.generator.lora import LoraModel
 from handbill.server.settings import ServerSettings
 from handbill.simulations.arms import Arms, Model, Settings, Shop, load_shops, varied, written
@@ -72,7 +73,7 @@ class Market:
 def market(folder: Path, *, describe: Path | None, held_out: int) -> Market:
     """Load a data set: the renters for the model of interest, every other for copy."""
     if folder.name == "rent_the_runway_interest":
-        interest = InterestModel(buckets=128, hidden=8)
+        interest = InterestModel(InterestSpec(buckets=128, hidden=8, spread=1.0))
         return Market(
             model=interest, shops=load_market(folder, interest), settings=INTEREST_SETTINGS
         )

@@ -20,7 +20,8 @@ from handbill.federation.aggregation import ServerOptimizer, robust_mean
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secure_rounds import flatten, unflatten
 from handbill.generator.adapters import Tensors
-from handbill.generator.interest import InterestModel, Seen, hash_features
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec, Seen, hash_features
 from handbill.privacy.events import PrivateSteps
 from handbill.privacy.noise import SecureNoise
 from handbill.privacy.training import StepPlan, take_private_steps
@@ -145,7 +146,7 @@ def group_mean(updates: Sequence[tuple[Tensors, Attack | None]], shapes: Any) ->
 
 def train(world: World, attack: Attack, *, ours: bool) -> Tensors | None:
     """The global adapter after all rounds; None where it was destroyed."""
-    model = InterestModel(buckets=BUCKETS, hidden=4)
+    model = InterestModel(InterestSpec(buckets=BUCKETS, hidden=4, spread=1.0))
     weights = model.tensors()
     state = OPTIMIZER.start(weights)
     for number in range(1, ROUNDS + 1):
@@ -174,7 +175,7 @@ def score(world: World, weights: Tensors | None, *, backdoor: bool) -> float:
     """Accuracy on unseen rows, or how often the trigger turns a disliked row."""
     if weights is None:
         return 0.5
-    model = InterestModel(buckets=BUCKETS, hidden=4)
+    model = InterestModel(InterestSpec(buckets=BUCKETS, hidden=4, spread=1.0))
     model.load(weights)
     if backdoor:
         disliked = [row for row in world.unseen if not row.liked]

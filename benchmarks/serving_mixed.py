@@ -5,6 +5,9 @@ with one each; PEFT with ``adapter_names`` (one batch, an adapter per row) and o
 the other; transformers' own continuous batching, which has no adapters, against our engine on
 the base model. All in this process, one after the other in every repetition; each must write
 what ours writes.
+
+vLLM's CPU build and llama.cpp take their turns in processes of their own
+(``serving_peers.py``), where ``make peers`` has installed them.
 """
 
 import argparse
@@ -13,19 +16,22 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from peft import PeftModel
+from serving_peers import INSTALL, Peer
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from handbill.generator.adapters import AdapterSpec, read_adapter, trained_shapes, write_adapter
-from handbill.generator.base_models import BaseModel, load_base, resolve_base
+from handbill.generator.base_models import BaseModel, load_base, packaged_file, resolve_base
 from handbill.serving.engine import TorchEngine
 from handbill.serving.sequences import Sampling
 from handbill.serving.sequences import Sequence as Request
+from handbill.serving.threaded import end_ids
 from handbill.simulations.results import write_result
 
 RESULT: Final = Path(__file__).parent / "results" / "serving_mixed.json"
@@ -39,10 +45,14 @@ NOTES: Final = (
     "tokens, prompts' time included. Ratios are ours over the peer's in the same repetition: "
     "median and range. mixedN_vs_single: N requests with N adapters against N requests with one. "
     "vs_transformers_cb: both on the base model, which is all that transformers' continuous "
-    "batching serves. same: share of answers equal to our engine's, token for token."
+    "batching serves. vs_vllm_cpu: vLLM's CPU build, float32, the same adapters. vs_llamacpp: the "
+    "base model in the 4-bit file that ours was made of (Q4_1), at the fastest of four settings; it "
+    "also rounds what it multiplies, so its answers differ. same: share of answers equal to our "
+    "engine's, token for token."
 )
 
-Way = Callable[[], list[str]]
+# Writes, and says how many seconds that took.
+Way = Callable[[], tuple[list[str], float]]
 
 
 def write_adapters(base: BaseModel, root: Path) -> list[Path]:
@@ -65,6 +75,7 @@ class Ours:
 
     def __init__(self, base: BaseModel, folders: list[Path], prompts: list[list[int]]) -> None:
         model, self.tokenizer = load_base(base)
+        self.ends = end_ids(self.tokenizer, model.generation_config)
         self.prompts = prompts
         self.engine = TorchEngine(
             model,
@@ -161,27 +172,77 @@ class ContinuousBatching:
         ]
 
 
-def ways(base: BaseModel, root: Path, *, tokens: int) -> dict[str, tuple[int, Way]]:
-    """Every way of writing, with its number of requests."""
+def timed(write: Callable[[], list[str]]) -> Way:
+    """A way of writing in this process."""
+
+    def way() -> tuple[list[str], float]:
+        begun = time.perf_counter()
+        texts = write()
+        return texts, time.perf_counter() - begun
+
+    return way
+
+
+def ways(
+    base: BaseModel, root: Path, *, tokens: int, threads: int
+) -> tuple[dict[str, tuple[int, Way]], list[Peer]]:
+    """Every way of writing, with its number of requests, and the peers in processes of their own."""
     draws = np.random.default_rng(0)
     prompts = [draws.integers(100, 40_000, PROMPT).tolist() for _ in range(ROWS)]
     folders = write_adapters(base, root)
     ours, peft = Ours(base, folders, prompts), Peft(base, folders, prompts)
     batching = ContinuousBatching(base, prompts, tokens=tokens)
     names = [str(i) for i in range(ROWS)]
-    return {
+    here: dict[str, tuple[int, Callable[[], list[str]]]] = {
         "single8": (8, lambda: ours.write(["0"] * 8, tokens=tokens)),
         "mixed8": (8, lambda: ours.write(names[:8], tokens=tokens)),
         "single16": (16, lambda: ours.write(["0"] * 16, tokens=tokens)),
         "mixed16": (16, lambda: ours.write(names, tokens=tokens)),
+        "base1": (1, lambda: ours.write([""], tokens=tokens)),
         "base16": (16, lambda: ours.write([""] * 16, tokens=tokens)),
         "peft8": (8, lambda: peft.mixed(8, tokens=tokens)),
         "peft16": (16, lambda: peft.mixed(16, tokens=tokens)),
         "one_by_one": (16, lambda: peft.one_by_one(16, tokens=tokens)),
         "transformers_cb": (16, batching.write),
     }
+    every = {name: (rows, timed(write)) for name, (rows, write) in here.items()}
+    peers = []
+    for kind, asked in PEERS.items():
+        if Peer.missing(kind):
+            print(f"{kind} is not installed: its metrics are left out; {INSTALL} installs it")
+            continue
+        peer = Peer(
+            kind,
+            base=str(base.path),
+            gguf=str(packaged_file(base.name)),
+            adapters=[str(folder) for folder in folders],
+            prompts=prompts,
+            tokens=tokens,
+            threads=threads,
+            ends=sorted(ours.ends),
+        )
+        peers.append(peer)
+        print(peer.how, flush=True)
+        for name, adapters in asked.items():
+            every[name] = len(adapters), partial(_write, peer, adapters, ours.tokenizer)
+    return every, peers
 
 
+def _write(peer: Peer, adapters: Sequence[int | None], tokenizer: Any) -> tuple[list[str], float]:
+    answers, seconds = peer.write(adapters)
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers], seconds
+
+
+# What each peer writes: an adapter's number for each request, None for the base model.
+PEERS: Final[dict[str, dict[str, list[int | None]]]] = {
+    "vllm": {
+        "vllm_mixed8": list(range(8)),
+        "vllm_mixed16": list(range(16)),
+        "vllm_base1": [None],
+        "vllm_base16": [None] * 16,
+    },
+    "llama_cpp": {"llamacpp_base1": [None], "llamacpp_base16": [None] * 16},
+}
 # metric: (ours, the other)
 RATIOS: Final = {
     "mixed8_vs_single": ("mixed8", "single8"),
@@ -190,6 +251,12 @@ RATIOS: Final = {
     "vs_peft16": ("mixed16", "peft16"),
     "vs_one_by_one": ("mixed16", "one_by_one"),
     "vs_transformers_cb": ("base16", "transformers_cb"),
+    "vs_vllm_cpu_mixed8": ("mixed8", "vllm_mixed8"),
+    "vs_vllm_cpu_mixed16": ("mixed16", "vllm_mixed16"),
+    "vs_vllm_cpu_base1": ("base1", "vllm_base1"),
+    "vs_vllm_cpu_base16": ("base16", "vllm_base16"),
+    "vs_llamacpp_base1": ("base1", "llamacpp_base1"),
+    "vs_llamacpp_base16": ("base16", "llamacpp_base16"),
 }
 
 
@@ -205,15 +272,15 @@ def main() -> None:
     base = resolve_base("smollm2-135m")
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as root:
-        every = ways(base, Path(root), tokens=asked.tokens)
-        texts = {name: write() for name, (_, write) in every.items()}  # adapters loaded, warm
+        every, peers = ways(base, Path(root), tokens=asked.tokens, threads=asked.threads)
+        texts = {name: write()[0] for name, (_, write) in every.items()}  # adapters loaded, warm
         for repetition in range(asked.repetitions):
             for name, (rows, write) in every.items():
-                begun = time.perf_counter()
-                write()
-                rate = rows * asked.tokens / (time.perf_counter() - begun)
+                rate = rows * asked.tokens / write()[1]
                 rates.setdefault(name, []).append(rate)
                 print(repetition, name, f"{rate:.1f} tokens/s", flush=True)
+        for peer in peers:
+            peer.close()
     table: list[dict[str, Any]] = [
         {
             "way": name,
@@ -225,6 +292,8 @@ def main() -> None:
     ]
     metrics: dict[str, float] = {}
     for metric, (mine, other) in RATIOS.items():
+        if other not in rates:  # a peer that is not installed
+            continue
         ratios = [a / b for a, b in zip(rates[mine], rates[other], strict=True)]
         metrics[metric] = round(statistics.median(ratios), 3)
         row: dict[str, Any] = {
@@ -235,10 +304,11 @@ def main() -> None:
         if not other.startswith("single"):
             pairs = zip(texts[mine], texts[other], strict=True)
             row["same"] = statistics.mean(a == b for a, b in pairs)
-            if row["same"] < AGREEMENT:
+            if row["same"] < AGREEMENT and not other.startswith("llamacpp"):
                 raise SystemExit(f"{other} writes other answers: {row['same']:.2f} are the same")
         table.append(row)
         print(row, flush=True)
+    table += [{"peer": peer.how} for peer in peers]
     write_result(
         asked.results,
         command=f"python benchmarks/serving_mixed.py --repetitions {asked.repetitions} "

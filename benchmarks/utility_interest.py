@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from handbill.clients.merchant import Policy
-from handbill.generator.interest import InterestModel, Seen, hash_features
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import Seen, hash_features
 from handbill.simulations.arms import Shop
 
 USERS: Final = (150, 5_000)  # categories with so many renters: all but the largest and the tiny
@@ -27,7 +28,7 @@ def load_market(folder: Path, model: InterestModel) -> list[Shop]:
     with gzip.open(folder / "rentals.jsonl.gz", "rt", encoding="utf-8") as lines:
         for line in lines:
             rental = json.loads(line)
-            features = hash_features(_facts(rental), buckets=model.buckets)
+            features = hash_features(_facts(rental), buckets=model.spec.buckets)
             shops[rental["merchant"]][rental["user_id"]].append(
                 Seen(features, rental["rating"] == 10)
             )

@@ -40,7 +40,7 @@ class Budget:
         stage: PaidStage = "personal" if asked.stage == "personal" else "global"
         spare = self._policy.spare_rounds * recipe.local_steps
         event = PrivateSteps(
-            noise_multiplier=self._noise_multiplier(rate, recipe.private_steps + spare),
+            noise_multiplier=self._noise_multiplier(asked, rate, recipe.private_steps + spare),
             sampling_rate=rate,
             steps=recipe.steps_in(stage),
         )
@@ -110,20 +110,21 @@ class Budget:
                 f"max_rounds_per_day={self._policy.max_rounds_per_day}; nothing was spent"
             )
 
-    def _noise_multiplier(self, rate: float, steps: int) -> float:
-        """The noise with which so many steps cost what the policy gives a run."""
-        policy = self._policy
+    def _noise_multiplier(self, asked: Instruction, rate: float, steps: int) -> float:
+        """The noise with which so many steps cost what the policy gives such a run."""
+        policy, setting = self._policy, self._policy.setting_for(asked)
+        epsilon = getattr(policy, setting)
         try:
             return calibrate_noise(
-                epsilon=policy.epsilon_per_run,
+                epsilon=epsilon,
                 delta=policy.delta,
                 sampling_rate=rate,
                 steps=steps,
             )
         except BudgetExhaustedError as error:
             raise PolicyError(
-                f"{POLICY_FILE}: epsilon_per_run={policy.epsilon_per_run:g} cannot be met by "
-                f"{steps} steps with any amount of noise; nothing was spent. Raise it"
+                f"{POLICY_FILE}: {setting}={epsilon:g} cannot be met by {steps} steps with any "
+                f"amount of noise; nothing was spent. Raise it"
             ) from error
 
     def _ledger(self) -> Ledger:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from handbill.clients.descriptions import LANGUAGE
@@ -30,7 +30,7 @@ EVENT_KINDS: Final[dict[str, str]] = {
     "order": "purchase",
 }
 
-_EXACT: Final = frozenset({"price", "kind", "time", "language"})
+_EXACT: Final = frozenset({"price", "kind", "time", "language", "rating"})
 _LANGUAGES: Final = {
     "english": "en",
     "chinese": "zh",
@@ -48,6 +48,16 @@ _MILLISECONDS_FROM: Final = 1e11  # as seconds it would be the year 5138
 # An amount with at most a short currency name or sign on one side: 12.50, £12.50, 12,50 EUR.
 # No sign and no exponent fits, so negative, NaN and infinite prices do not.
 _PRICE: Final = re.compile(r"[^\d\s.,+-]{0,4}\s?\d+(?:[.,]\d+)*\s?[^\d\s.,+-]{0,4}")
+_RATING: Final = re.compile(r"-?\d{1,6}(\.\d+)?")
+# Field -> what its cells must look like, and what is said of one that does not.
+_FORMS: Final = {
+    "price": (
+        _PRICE,
+        "not a price (negative, not a number, or more than an amount and a currency)",
+    ),
+    "rating": (_RATING, "not a rating (a number)"),
+    "language": (LANGUAGE, "not a language tag such as en or zh"),
+}
 
 
 def clean_cells(
@@ -89,7 +99,13 @@ def clean_cells(
 
 
 def month_of(time: str) -> str:
-    """The month of a time, such as 2025-03, in UTC where it is a number; "" when it is no time.
+    """The month of a time (:func:`moment_of`), such as 2025-03; "" when it is no time."""
+    moment = moment_of(time)
+    return f"{moment:%Y-%m}" if moment else ""
+
+
+def moment_of(time: str) -> datetime | None:
+    """When a time is, in UTC where nothing else is said; None when it is no time.
 
     Read are ISO 8601, dates such as 2025/3/1 and 2025年3月1日 with anything after them, and seconds
     or milliseconds since 1970.
@@ -98,12 +114,16 @@ def month_of(time: str) -> str:
         if _SECONDS.fullmatch(time):
             seconds = float(time)
             seconds /= 1000 if seconds >= _MILLISECONDS_FROM else 1
-            return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m}"
-        if found := _DATE.match(time):
-            return f"{date(*map(int, found.groups())):%Y-%m}"
-        return f"{datetime.fromisoformat(time):%Y-%m}"
+            return datetime.fromtimestamp(seconds, UTC)
+        try:
+            moment = datetime.fromisoformat(time)
+        except ValueError:
+            if not (found := _DATE.match(time)):
+                return None
+            moment = datetime(*map(int, found.groups()))  # type: ignore[arg-type]
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
-        return ""
+        return None
 
 
 def _clean(name: str, value: str, masked: Counter[str]) -> str:
@@ -131,12 +151,10 @@ def _too_long(name: str, value: str) -> str:
 def _field_problem(name: str, value: str) -> str:
     if name == "text" and (personal := find_personal(value)):
         return f"personal data ({personal[0].kind.replace('_', ' ')})"
-    if name == "price" and not _PRICE.fullmatch(value):
-        return "not a price (negative, not a number, or more than an amount and a currency)"
     if name == "kind" and value.lower() not in EVENT_KINDS:
         return f"not a kind of event; use {', '.join(dict.fromkeys(EVENT_KINDS.values()))}"
+    if name in _FORMS and not _FORMS[name][0].fullmatch(value):
+        return _FORMS[name][1]
     if name == "time" and not month_of(value):
         return "not a time; use ISO 8601 or seconds since 1970"
-    if name == "language" and not LANGUAGE.fullmatch(value):
-        return "not a language tag such as en or zh"
     return ""

@@ -13,5 +13,5 @@ def handle(home: Path, message: bytes) -> bytes:
     trainer = Trainer(home)
     key = load_public_key(home / SERVER_KEY)
     asked, _ = open_signed(Signed.from_bytes(message), key, Instruction)
-    trainer.model_for(asked.spec)
+    trainer.study(asked.spec)
     return trainer.handle(message)

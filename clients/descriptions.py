@@ -4,6 +4,7 @@ Which section a table is in also says how it is protected (:data:`PROTECTION`). 
 ``docs/data.md``; :data:`KEYS` is the same list for the machine.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ SHOP_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
 LANGUAGE: Final = re.compile(r"[a-zA-Z]{2,3}(-[a-zA-Z0-9]{2,8})*")
 
 PRODUCT_FIELDS: Final = ("title", "description", "category", "brand", "price")
-ROW_FIELDS: Final = (*PRODUCT_FIELDS, "shopper", "tone", "language", "time")
+ROW_FIELDS: Final = (*PRODUCT_FIELDS, "shopper", "tone", "language", "time", "rating")
 
 # Section -> (columns that must be named, columns that may be named).
 KEYS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
@@ -48,17 +49,22 @@ PLACE_KEYS: Final = ("file", "table", "query", "encoding")
 DATABASE_KEYS: Final = ("url", "password_env")
 PASSWORD_VARIABLE: Final = "HANDBILL_DATABASE_PASSWORD"  # noqa: S105 - a name, no password
 FILTERED: Final = frozenset({"rows", "products", "published"})
-SHOP_KEYS: Final = ("id", "name", "language", "scenario")
+SHOP_KEYS: Final = ("id", "name", "language", "scenario", "liked_from")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShopInfo:
-    """Who a shop is and what its copy is for."""
+    """Who a shop is and what its copy is for.
+
+    Attributes:
+        liked_from: A shopper who rates a product so high, or higher, likes it.
+    """
 
     id: str
     name: str
     language: str = "en"
     scenario: str = "recommendation_reason"
+    liked_from: float = 4.0
 
     def __post_init__(self) -> None:
         if not SHOP_ID.fullmatch(self.id):
@@ -216,11 +222,15 @@ def read_place(
 def shop_info(path: Path, table: Mapping[str, Any]) -> ShopInfo:
     """Check a ``[shop]`` section. ``name`` may be left out, then it is the id."""
     refuse_unknown(path, "shop.", table, SHOP_KEYS)
-    given = {key: text_of(path, f"shop.{key}", value) for key, value in table.items()}
+    liked_from = table.get("liked_from", 4.0)
+    if type(liked_from) not in {int, float} or not math.isfinite(liked_from):
+        raise InputError(f"{path}: shop.liked_from must be a number, such as 4")
+    texts = {key: value for key, value in table.items() if key != "liked_from"}
+    given = {key: text_of(path, f"shop.{key}", value) for key, value in texts.items()}
     if "id" not in given:
         raise InputError(f"{path}: shop.id is missing; give the shop a short name, such as my-shop")
     try:
-        return ShopInfo(**{"name": given["id"], **given})
+        return ShopInfo(**{"name": given["id"], **given}, liked_from=float(liked_from))
     except InputError as error:
         raise InputError(f"{path}: shop.{error}") from None
 

@@ -147,6 +147,9 @@ def rerank_file(
     coverage: Annotated[float, typer.Option(min=0, help="Weight of facts that are told.")] = 1.0,
     faithful: Annotated[float, typer.Option(min=0, help="Weight of no invented facts.")] = 1.0,
     lawful: Annotated[float, typer.Option(min=0, help="Weight of no forbidden claim.")] = 2.0,
+    critic: Annotated[
+        Path | None, typer.Option(help="A gan of `handbill generator train`: it judges, too.")
+    ] = None,
     tone: Annotated[float, typer.Option(min=0, help="Weight of the wanted sentiment.")] = 0.5,
     fresh: Annotated[
         float, typer.Option(min=0, help="Weight of not repeating the copy before.")
@@ -163,9 +166,12 @@ def rerank_file(
     from handbill.generator.sentiment import SentimentModel
 
     model = SentimentModel.load(sentiment) if sentiment else None
-    weights = Weights(
-        coverage=coverage, faithful=faithful, lawful=lawful, tone=tone, fresh=fresh, critic=0.0
-    )
+    judge = None
+    if critic:
+        from handbill.generator.classic.kinds import load_critic
+
+        judge = load_critic(critic)
+    weights = Weights(coverage=coverage, faithful=faithful, lawful=lawful, tone=tone, fresh=fresh)
     given = [(copy_of(fields, where), fields) for where, fields in read_objects(file)]
     known = vocabulary(copy for copy, _ in given)
     before: list[str] = []
@@ -173,7 +179,13 @@ def rerank_file(
     lines = []
     for copy, fields in given:
         ranked = rerank(
-            copy, sentiment=model, wanted=wanted, before=before[-20:], known=known, weights=weights
+            copy,
+            sentiment=model,
+            wanted=wanted,
+            before=before[-20:],
+            critic=judge,
+            known=known,
+            weights=weights,
         )
         best = ranked[0]
         moved += best.index != 0
@@ -183,7 +195,7 @@ def rerank_file(
         if as_json:
             facts = {"id": copy.id, "ranked": [one.facts() for one in ranked]}
             typer.echo(json.dumps(facts, ensure_ascii=False))
-    _write(out, lines)
+    write_lines(out, lines)
     if not as_json:
         typer.echo(f"wrote {out}: {len(lines)} pieces, {moved} of them not the first candidate")
 
@@ -212,12 +224,13 @@ def polish_file(
         if as_json:
             facts = {"id": copy.id, "changes": [asdict(change) for change in changes]}
             typer.echo(json.dumps(facts, ensure_ascii=False))
-    _write(out, lines)
+    write_lines(out, lines)
     if not as_json:
         typer.echo(f"wrote {out}: {len(lines)} pieces, {changed} of them changed")
 
 
-def _write(out: Path, lines: list[str]) -> None:
+def write_lines(out: Path, lines: list[str]) -> None:
+    """Write a file of JSON lines whole, or leave it as it was."""
     from handbill.errors import InputError
 
     try:

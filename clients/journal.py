@@ -25,7 +25,7 @@ from handbill.privacy.faults import faultpoint
 # and with momentum 0.9 what is older than that hardly counts.
 _KEEP: Final = 16
 _BURNT: Final = ".burnt"
-_ORDER: Final = {"warmup": -1, "global": 0, "personal": 1}  # of a run's stages
+_ORDER: Final = {"warmup": -1, "global": 0, "personal": 1, "deliver": 2}  # of a run's stages
 
 
 class Journal:

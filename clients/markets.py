@@ -94,7 +94,7 @@ def _split(path: Path, tree: Mapping[str, Any], folder: Path) -> list[ShopSource
     shared, named = (
         section(path, tree, name) if name in tree else {} for name in ("shop", "shops")
     )
-    refuse_unknown(path, "shop.", shared, ("language", "scenario"))
+    refuse_unknown(path, "shop.", shared, ("language", "scenario", "liked_from"))
     database = read_database(path, tree, folder)
     rows = section(path, tree, "rows")
     table = read_place(path, "rows", rows, folder=folder, database=database)

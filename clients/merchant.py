@@ -14,6 +14,7 @@ from handbill.federation.messages import Instruction
 from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.settings_file import load_settings, save_settings
 from handbill.generator.artifacts import check_tenant
+from handbill.generator.interest_spec import InterestSpec
 from handbill.privacy.accounting import LARGEST_DELTA, SMALLEST_DELTA, default_delta
 
 MERCHANT_FILE: Final = "merchant.toml"
@@ -89,6 +90,8 @@ class Policy:
         epsilon_limit: Everything this shop ever sends stays within it; the ledger enforces it.
         epsilon_per_run: What one training run costs at most, with ``spare_rounds`` of its rounds
             repeated; noise is calibrated for it.
+        epsilon_per_interest_run: The same for a run of the model of interest, out of the same
+            ``epsilon_limit``; 0 takes part in none.
         spare_rounds: Rounds of a run that may have to be trained and paid for a second time, such
             as one whose sum the server lost, without passing ``epsilon_per_run``.
         users: How many shoppers there are to train on, as this shop lets it be known: a rounded
@@ -112,6 +115,7 @@ class Policy:
 
     epsilon_limit: float = 8.0
     epsilon_per_run: float = 8.0
+    epsilon_per_interest_run: float = 1.0
     spare_rounds: int = 1
     users: int
     delta: float
@@ -133,6 +137,10 @@ class Policy:
             raise InputError(
                 f"{POLICY_FILE}: 0 < epsilon_per_run={self.epsilon_per_run} <= "
                 f"epsilon_limit={self.epsilon_limit} must hold"
+            )
+        if not 0 <= self.epsilon_per_interest_run < math.inf:
+            raise InputError(
+                f"{POLICY_FILE}: epsilon_per_interest_run={self.epsilon_per_interest_run} is negative"
             )
         if self.spare_rounds < 0:
             raise InputError(f"{POLICY_FILE}: spare_rounds={self.spare_rounds} is negative")
@@ -196,6 +204,29 @@ class Policy:
                     f"installed. Find out what changed; `handbill client policy --pin` allows it"
                 )
 
+    def setting_for(self, asked: Instruction) -> str:
+        """The name of the field that says what the run of an instruction may cost."""
+        interest = isinstance(asked.spec, InterestSpec)
+        return "epsilon_per_interest_run" if interest else "epsilon_per_run"
+
+    def check_base(self, asked: Instruction, *, base_digest: str) -> None:
+        """Refuse an instruction for another base model.
+
+        Raises:
+            PolicyError: It is for another.
+        """
+        if asked.base_digest != base_digest:
+            raise PolicyError(
+                "the server trains another base model than the one on this machine; install "
+                "the same base, or ask the operator"
+            )
+
+    def _check_interest(self, asked: Instruction) -> None:
+        if not self.epsilon_per_interest_run:
+            raise PolicyError("the policy does not allow training a model of interest")
+        if asked.stage != "global":
+            raise PolicyError(f"a model of interest is not trained in a {asked.stage} round")
+
     def check(self, asked: Instruction, *, base_digest: str) -> float:
         """Refuse an instruction this policy does not allow.
 
@@ -205,16 +236,14 @@ class Policy:
         Raises:
             PolicyError: Naming the limit and what was asked.
         """
-        if asked.base_digest != base_digest:
-            raise PolicyError(
-                "the server trains another base model than the one on this machine; install "
-                "the same base, or ask the operator"
-            )
+        self.check_base(asked, base_digest=base_digest)
         if self.secure_aggregation and asked.phase == "train" and asked.stage != "personal":
             raise PolicyError(
                 "the operator would see this shop's update by itself; the policy wants it summed "
                 "securely (secure_aggregation)"
             )
+        if isinstance(asked.spec, InterestSpec):
+            self._check_interest(asked)
         if asked.stage == "warmup":
             if not self.catalogue:
                 raise PolicyError("the policy does not allow training on the catalogue")

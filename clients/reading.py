@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from handbill.clients.cleaning import EVENT_KINDS, clean_cells, month_of
+from handbill.clients.cleaning import EVENT_KINDS, clean_cells, moment_of, month_of
 from handbill.clients.descriptions import KEYS, ShopSource, TableSpec
 from handbill.clients.rejects import Reject
 from handbill.clients.spool import Spool
@@ -31,6 +31,10 @@ class Outcome:
         example: Copy to learn from: a shopper's row, a described product, published copy.
         event: Kind of event.
         month: When it was, such as 2025-03; "" when that is not known.
+        user: Whose event, as ``example.user`` is whose row.
+        item: Of what.
+        at: When, in seconds since 1970; 0 when that is not known.
+        rating: What the row's shopper gave the product, where that is known.
     """
 
     table: str
@@ -38,6 +42,10 @@ class Outcome:
     example: Example | None = field(default=None, repr=False)
     event: str = ""
     month: str = ""
+    user: str = field(default="", repr=False)
+    item: str = field(default="", repr=False)
+    at: float = field(default=0.0, repr=False)
+    rating: float | None = field(default=None, repr=False)
 
 
 class ShopReader:
@@ -121,11 +129,17 @@ class ShopReader:
             if not problem and not cells.get("title"):
                 problem = "empty title: neither the row nor its product has one"
             if not problem:
-                month = month_of(cells.pop("time", ""))
+                time, rating = cells.pop("time", ""), cells.pop("rating", "")
                 example = self._example(cells, self.source.info.scenario)
                 first = self._spool.first_seen(_identity(example), record.line)
                 if first == record.line:
-                    yield Outcome(table="rows", example=example, month=month)
+                    yield Outcome(
+                        table="rows",
+                        example=example,
+                        month=month_of(time),
+                        at=_seconds(time),
+                        rating=float(rating) if rating else None,
+                    )
                     continue
                 problem = f"the same row as line {first}"
             yield self._set_aside("rows", record, problem)
@@ -146,19 +160,26 @@ class ShopReader:
             yield self._set_aside("published", record, problem)
 
     def _catalogue(self) -> Iterator[Outcome]:
-        """Every product of the shop that has a name and a description, whoever bought it.
-
-        Where shops share a table of products, only its own column can tell whose a product is:
-        which of them shoppers' rows point at is private.
-        """
-        spec = self.source.products
-        if spec is None or (self.source.rows.where and not spec.where):
-            return
-        for item, fields in self._spool.all_fields("products"):
+        """Every product of the shop that has a name and a description, whoever bought it."""
+        for item, fields in self.products():
             text = fields.pop("description", "")
             if text and fields.get("title"):
                 cells = {"user": "", "item": item, "text": text, **fields}
                 yield Outcome(table="products", example=self._example(cells, "product_description"))
+
+    def products(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Id and fields of every product of the shop, after the products table was read.
+
+        Where shops share a table of products, only its own column can tell whose a product is:
+        which of them shoppers' rows point at is private. There are none then.
+        """
+        spec = self.source.products
+        if spec is not None and not (self.source.rows.where and not spec.where):
+            yield from self._spool.all_fields("products")
+
+    def known(self, side: str, key: str) -> dict[str, str]:
+        """What a side table (``products``, ``shoppers``) says of a key; nothing where it does not."""
+        return self._spool.fields(side, key) or {}
 
     def _events(self) -> Iterator[Outcome]:
         spec = self._specs["events"]
@@ -170,8 +191,15 @@ class ShopReader:
             if problem:
                 yield self._set_aside("events", record, problem)
             else:
-                kind = EVENT_KINDS[cells["kind"].lower()]
-                yield Outcome(table="events", event=kind, month=month_of(cells.get("time", "")))
+                time = cells.get("time", "")
+                yield Outcome(
+                    table="events",
+                    event=EVENT_KINDS[cells["kind"].lower()],
+                    month=month_of(time),
+                    user=cells["user"],
+                    item=cells["item"],
+                    at=_seconds(time),
+                )
 
     def _join(self, table: str, cells: dict[str, str]) -> str:
         """Fill in what the side tables know; a row's own cells come first."""
@@ -206,6 +234,11 @@ class ShopReader:
 def _filled(table: str) -> tuple[str, ...]:
     """Fields whose cells may not be empty; of a side table only its key."""
     return (SIDES[table],) if table in SIDES else KEYS[table][0]
+
+
+def _seconds(time: str) -> float:
+    moment = moment_of(time)
+    return moment.timestamp() if moment else 0.0
 
 
 def _identity(example: Example) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class ShopData:
         catalogue: Product descriptions and published copy to learn from: no shopper is in them.
         rejects: Rows of any table that were set aside.
         n_read: Records of the rows table that are this shop's: usable ones and rejects.
-        events: Kind of event to how many; counted, and used for nothing else yet.
+        events: Kind of event to how many; what each was of is read again for the model of interest.
         masked: Kind of personal data to how often it was masked in text that is kept.
     """
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from handbill.clients.descriptions import ShopSource
 from handbill.clients.feedback import NO_FEEDBACK, Pair, ShopFeedback, mixed
 from handbill.clients.markets import find_shops
 from handbill.clients.merchant import Merchant
@@ -74,8 +75,13 @@ class ShopUsers:
 
 def load_own_shop(merchant: Merchant) -> ShopData:
     """Read the merchant's shop from where its data lies."""
+    return load_shop(own_source(merchant))
+
+
+def own_source(merchant: Merchant) -> ShopSource:
+    """Where the merchant's shop lies in its data."""
     describe = Path(merchant.describe) if merchant.describe else None
     for source in find_shops(Path(merchant.data), describe=describe):
         if source.info.id == merchant.id:
-            return load_shop(source)
+            return source
     raise InputError(f"{merchant.data}: holds no shop {merchant.id!r}")

@@ -9,22 +9,18 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 from handbill.clients.budget import Budget
-from handbill.clients.early_stop import CatalogueStop
-from handbill.clients.feedback import FEEDBACK_FILE, NO_FEEDBACK, Pair, read_feedback
+from handbill.clients.feedback import FEEDBACK_FILE, NO_FEEDBACK, read_feedback
 from handbill.clients.journal import Journal
 from handbill.clients.merchant import (
-    POLICY_FILE,
     PROGRESS_FILE,
     SERVER_KEY,
     SIGNING_KEY,
@@ -33,6 +29,7 @@ from handbill.clients.merchant import (
 )
 from handbill.clients.secure_sums import SecureSums
 from handbill.clients.shoppers import ShopUsers, load_own_shop
+from handbill.clients.studies import CopyStudy, InterestStudy, Study
 from handbill.clients.warmup import plain_step
 from handbill.errors import InputError, NonFiniteUpdateError, PolicyError, ProtocolError
 from handbill.federation.compression import compress
@@ -50,25 +47,17 @@ from handbill.generator.adapters import AdapterSpec, Tensors
 from handbill.generator.artifacts import load_or_create_key, load_public_key
 from handbill.generator.base_models import resolve_base
 from handbill.generator.lora import LoraModel
-from handbill.generator.preference import EncodedPair, PreferenceModel
-from handbill.generator.prompts import CopyRequest, EncodedExample, Example, encode_example
+from handbill.generator.model_specs import ModelSpec
+from handbill.generator.prompts import EncodedExample, Example, encode_example
 from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.faults import faultpoint
 from handbill.privacy.noise import Noise, SecureNoise
 from handbill.privacy.software import package_digest
-from handbill.privacy.training import PrivateModel, StepPlan, take_private_steps
+from handbill.privacy.training import StepPlan, take_private_steps
 
 log = logging.getLogger(__name__)
 
-INVENTED: Final = Example(
-    user="",
-    item="",
-    request=CopyRequest(title="Oak desk lamp"),
-    text="A warm light for long evenings.",
-)
 CLOCK_SKEW_S: Final = 300.0  # that an operator's clock and a merchant's may differ
-CATALOGUE_ROWS: Final = 32  # descriptions that an early stop looks at
-CURVE_ROWS: Final = 8  # held-out rows looked at in every round, for the shop's own curve
 
 
 class Trainer:
@@ -101,6 +90,7 @@ class Trainer:
         self._base = resolve_base(self.merchant.base)
         self.policy.check_installed(software=package_digest(), base=self._base.digest)
         self._model = model
+        self._interest: InterestStudy | None = None
         self._encoded: dict[Example, EncodedExample] = {}
         off = self.merchant.feedback == "off"
         self.users = ShopUsers.of(
@@ -133,6 +123,8 @@ class Trainer:
             self._budget.check(asked.receipt)
         if asked.stage == "ping":
             return self._report(asked, {}, {})
+        if asked.stage == "deliver":
+            return self._receive(asked, weights, signed.digest)
         if asked.phase == "train":
             return self._take_part(asked, weights, signed.digest)
         if signed.digest != self._answered[0]:
@@ -143,6 +135,15 @@ class Trainer:
                 answer = self._report(asked, said, {})
             self._answered = signed.digest, answer
         return self._answered[1]  # the same to the byte, should the same be asked again
+
+    def _receive(self, asked: Instruction, weights: Tensors, digest: str) -> bytes:
+        """Keep what a run made; nothing is trained and nothing spent."""
+        self.policy.check_base(asked, base_digest=self._base.digest)
+        self._journal.admit(asked, digest)
+        study = self.study(asked.spec)
+        study.model.load(weights)  # refuses what is not of its form
+        study.keep(asked, weights, None)
+        return self._report(asked, {}, {})
 
     def _take_part(self, asked: Instruction, weights: Tensors, digest: str) -> bytes:
         """Train in a round, and give out the update or enter the sum that it will be in."""
@@ -179,6 +180,21 @@ class Trainer:
         faultpoint("trainer.before_send")
         return report
 
+    def study(self, spec: ModelSpec) -> Study:
+        """What a run of this form is learnt with; models and tables are loaded once."""
+        if isinstance(spec, AdapterSpec):
+            return CopyStudy(
+                self.home,
+                self.merchant,
+                self.policy,
+                model=self.model_for(spec),
+                users=self.users,
+                encode=self.encode,
+            )
+        if self._interest is None or self._interest.spec != spec:
+            self._interest = InterestStudy(self.home, self.merchant, self.policy, spec=spec)
+        return self._interest
+
     def model_for(self, spec: AdapterSpec) -> LoraModel:
         """The model with the adapter that is trained, loaded once."""
         if self._model is None or self._model.spec != spec:
@@ -200,14 +216,11 @@ class Trainer:
                 )
         return [self._encoded[row] for row in rows]
 
-    def _encode_any(self, row: Example | Pair, recipe: Recipe) -> EncodedExample | EncodedPair:
-        if isinstance(row, Pair):
-            return EncodedPair(*self.encode((row.chosen, row.rejected), recipe))
-        return self.encode((row,), recipe)[0]
-
     def _warm_up(self, asked: Instruction, weights: Tensors) -> Tensors:
         """One step on product descriptions, without noise; returns local minus global weights."""
         recipe = asked.recipe
+        if not isinstance(asked.spec, AdapterSpec):
+            raise ProtocolError("a model of interest has no warm-up: no catalogue can teach it")
         model = self.model_for(asked.spec)
         model.load(weights)
         rows = [row for row in self.encode(self.users.catalogue, recipe) if len(row) > row.n_prompt]
@@ -231,11 +244,12 @@ class Trainer:
         """Reserve budget, then train; returns local minus global weights."""
         recipe, personal = asked.recipe, asked.stage == "personal"
         quantile = recipe.clipping_quantile
-        model = self.model_for(asked.spec)
+        study = self.study(asked.spec)
+        model = study.model
         model.load(weights)
-        self._check_loss(model, recipe)
-        self._note_held_out_loss(asked, model)
-        users = self._usable(recipe)
+        self._check_loss(study, recipe)
+        self._note_held_out_loss(asked, study)
+        users = study.users(recipe)
         faultpoint("trainer.before_reserve")
         # Reserve first: a crash may waste budget, never overspend.
         event = self._budget.reserve(asked, rate)
@@ -252,12 +266,8 @@ class Trainer:
             adapt=AdaptiveClipping(quantile=quantile) if quantile else None,
             earlier=as_gradients(self._journal.updates(asked.run), recipe) if personal else (),
         )
-        stop = self._early_stop(model, recipe) if personal else None
-        pairs = [row for rows in users for row in rows if isinstance(row, EncodedPair)]
-        together = 1 if plan.apart else recipe.batch_rows
-        learner: PrivateModel[Any] = model
-        if pairs:
-            learner = PreferenceModel(model, pairs, batch_rows=together)
+        stop = study.early_stop(recipe) if personal else None
+        learner = study.learner(users, together=1 if plan.apart else recipe.batch_rows)
         go_on = stop.go_on if stop else lambda: True
         norm = take_private_steps(learner, users, plan, noise=self._noise, go_on=go_on)
         if stop:
@@ -266,35 +276,8 @@ class Trainer:
             self._journal.keep_clipping_norm(asked.run, norm)
         self._note_trained(asked, started)
         trained = model.tensors()
-        self._keep_adapters(asked, weights, trained if personal else None)
+        study.keep(asked, weights, trained if personal else None)
         return {n: (trained[n] - weights[n]).astype(np.float32) for n in trained}
-
-    def _early_stop(self, model: LoraModel, recipe: Recipe) -> CatalogueStop | None:
-        """Watch the shop's own adapter on its catalogue, if it is to be stopped by that."""
-        rise = self.merchant.stop_at_rise
-        rows = self.encode(self.users.catalogue[:CATALOGUE_ROWS], recipe)
-        rows = [row for row in rows if len(row) > row.n_prompt]
-        if not rise or not rows:
-            return None
-        return CatalogueStop(model, rows, rise=rise, batch_rows=recipe.batch_rows)
-
-    def _usable(self, recipe: Recipe) -> list[list[EncodedExample | EncodedPair]]:
-        """Shoppers to train on: their rows as token ids, those without a token of copy left out.
-
-        Raises:
-            PolicyError: Too few are left. How many is private: the server reads this error.
-        """
-        users: list[list[EncodedExample | EncodedPair]] = []
-        for rows in self.users.lessons:
-            encoded = (self._encode_any(row, recipe) for row in rows)
-            users.append([row for row in encoded if row.has_copy])
-        users = [rows for rows in users if rows]
-        if len(users) < self.policy.min_users:
-            raise PolicyError(
-                f"fewer shoppers have copy to train on than min_users={self.policy.min_users} of "
-                f"{POLICY_FILE}; nothing was spent. See `handbill data check`"
-            )
-        return users
 
     def _report(self, asked: Instruction, update: Tensors, privacy: dict[str, object]) -> bytes:
         report = Report(
@@ -310,24 +293,24 @@ class Trainer:
         )
         return sign(report, update, self._key).to_bytes()
 
-    def _check_loss(self, model: LoraModel, recipe: Recipe) -> None:
+    def _check_loss(self, study: Study, recipe: Recipe) -> None:
         """Refuse weights with which every gradient would be dropped.
 
-        Measured on invented text: the server reads this refusal, and a loss on the shop's own rows
+        Measured on invented rows: the server reads this refusal, and a loss on the shop's own rows
         would tell it something of them.
         """
-        if not math.isfinite(model.held_out_loss(self.encode([INVENTED], recipe))):
+        if not math.isfinite(study.model.held_out_loss(study.invented(recipe))):
             raise NonFiniteUpdateError("the weights that came give no finite loss; nothing spent")
 
-    def _note_held_out_loss(self, asked: Instruction, model: LoraModel) -> None:
+    def _note_held_out_loss(self, asked: Instruction, study: Study) -> None:
         """Measure the weights that came on shoppers held out; the number stays here."""
-        rows = self.encode(self.users.held_out[:CURVE_ROWS], asked.recipe)
+        rows, batch = study.held_out(asked.recipe), asked.recipe.batch_rows
         self._note(
             {
                 "event": "received",
                 "stage": asked.stage,
                 "round": asked.round,
-                "held_out_loss": model.held_out_loss(rows, batch=asked.recipe.batch_rows),
+                "held_out_loss": study.model.held_out_loss(rows, batch=batch),
             }
         )
 
@@ -344,16 +327,6 @@ class Trainer:
     def _note(self, fact: dict[str, object]) -> None:
         with (self.home / PROGRESS_FILE).open("a") as file:
             file.write(json.dumps({"time": time.time(), **fact}) + "\n")
-
-    def _keep_adapters(self, asked: Instruction, received: Tensors, own: Tensors | None) -> None:
-        """Keep the last global weights and the shop's own, to compare and to evaluate."""
-        folder = self.home / "adapters"
-        folder.mkdir(exist_ok=True)
-        save_file(received, folder / "global.safetensors")
-        if own is not None:
-            save_file(own, folder / "personal.safetensors")
-        about = {"run": asked.run, "spec": asked.spec.to_dict(), "recipe": asdict(asked.recipe)}
-        (folder / "run.json").write_text(json.dumps(about))
 
 
 def as_gradients(updates: Sequence[Tensors], recipe: Recipe) -> list[Tensors]:

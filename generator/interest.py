@@ -7,10 +7,8 @@ layer is a LoRA layer whose A is the identity, so that B is all of the layer's c
 Axes: R rows, F hashed features, H hidden units.
 """
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import numpy as np
@@ -19,42 +17,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from handbill.generator.adapters import Tensors, check_tensors
+from handbill.generator.interest_spec import InterestSpec, Seen
 
 _SEED: Final = 0  # of the frozen first weights: public, the same for everybody
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One thing a shopper met: its hashed features, and whether the shopper liked it."""
-
-    features: tuple[int, ...]
-    liked: bool
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-
-def hash_features(facts: Mapping[str, str], *, buckets: int) -> tuple[int, ...]:
-    """Return one bucket for each known fact (empty text is unknown), and one that is always there.
-
-    Args:
-        facts: Name to value, such as ``{"occasion": "wedding"}``.
-        buckets: F; two facts may fall into one (Weinberger et al. 2009, arXiv:0902.2206).
-    """
-    words = ["", *(f"{name}={value}" for name, value in facts.items() if value)]
-    digests = (hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
-    return tuple(int.from_bytes(digest, "big") % buckets for digest in digests)
-
-
 class _WideAndDeep(nn.Module):
-    def __init__(self, buckets: int, hidden: int) -> None:
+    def __init__(self, spec: InterestSpec) -> None:
         super().__init__()
+        buckets, hidden = spec.buckets, spec.hidden
         self.wide = nn.Linear(buckets, 1, bias=False)
         self.deep = nn.Linear(buckets, hidden, bias=False)
         self.top = nn.Linear(hidden, 1, bias=False)
         nn.init.zeros_(self.wide.weight)
         nn.init.zeros_(self.top.weight)
-        nn.init.normal_(self.deep.weight, generator=torch.Generator().manual_seed(_SEED))
+        draws = torch.Generator().manual_seed(_SEED)
+        nn.init.normal_(self.deep.weight, std=spec.spread, generator=draws)
 
     def forward(self, x_RF: Tensor) -> Tensor:
         out: Tensor = self.wide(x_RF) + self.top(torch.tanh(self.deep(x_RF)))
@@ -64,24 +42,25 @@ class _WideAndDeep(nn.Module):
 class InterestModel:
     """A :class:`~handbill.privacy.training.PrivateModel` of shoppers' interest; starts at 1/2 for all."""
 
-    def __init__(self, *, buckets: int = 512, hidden: int = 16) -> None:
+    def __init__(self, spec: InterestSpec) -> None:
+        """Make the untrained model of this form."""
         from peft import LoraConfig, get_peft_model
 
-        self.buckets = buckets
-        ranks = {"wide": buckets, "deep": buckets, "top": hidden}
+        self.spec = spec
+        ranks = {"wide": spec.buckets, "deep": spec.buckets, "top": spec.hidden}
         config = LoraConfig(
             target_modules=list(ranks), rank_pattern=dict(ranks), alpha_pattern=dict(ranks)
         )
-        net = _WideAndDeep(buckets, hidden)
+        net = _WideAndDeep(spec)
         self.model: nn.Module = get_peft_model(cast(Any, net), config).eval()
-        self.trained: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(".lora_B." in name)
             if ".lora_A." in name:
                 nn.init.eye_(parameter)
-            elif ".lora_B." in name:
-                self.trained[name] = parameter
-        self.shapes = {name: (p.shape[0], p.shape[1]) for name, p in self.trained.items()}
+        self.shapes = spec.shapes
+        self.trained: dict[str, nn.Parameter] = {
+            name: self.model.get_parameter(name) for name in self.shapes
+        }
         self.load({name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()})
 
     def load(self, tensors: Tensors) -> None:
@@ -113,14 +92,21 @@ class InterestModel:
         return float(sum(parts)) / len(rows)
 
     @torch.inference_mode()
-    def likes(self, rows: Sequence[Seen]) -> list[float]:
+    def likes(self, rows: Sequence[Seen], *, batch: int = 1024) -> list[float]:
         """The chance that each row is liked."""
-        return [float(p) for p in torch.sigmoid(self._logits(rows))]
+        return [1 / (1 + math.exp(-logit)) for logit in self.logits(rows, batch=batch)]
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[Seen], *, batch: int = 1024) -> list[float]:
+        """The log-odds that each row is liked."""
+        parts = [self._logits(rows[i : i + batch]) for i in range(0, len(rows), batch)]
+        return [float(logit) for part in parts for logit in part]
 
     def _logits(self, rows: Sequence[Seen]) -> Tensor:
-        x_RF = torch.zeros(len(rows), self.buckets)
-        for x_F, row in zip(x_RF, rows, strict=True):
-            for bucket in row.features:
-                x_F[bucket] += 1 / math.sqrt(len(row))
-        logits: Tensor = self.model(x_RF)
-        return logits
+        sizes_R = torch.tensor([len(row) for row in rows])
+        row_N = torch.repeat_interleave(torch.arange(len(rows)), sizes_R)
+        bucket_N = torch.tensor([bucket for row in rows for bucket in row.features])
+        x_RF = torch.zeros(len(rows), self.spec.buckets)
+        x_RF.index_put_((row_N, bucket_N), sizes_R[row_N].rsqrt(), accumulate=True)
+        logits_R: Tensor = self.model(x_RF)
+        return logits_R

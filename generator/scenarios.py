@@ -216,6 +216,12 @@ class Scenarios:
         primary = language.replace("_", "-").partition("-")[0].lower()
         return primary if primary in self.words else "en"
 
+    def texts(self) -> list[str]:
+        """Everything of our own that prompts are made of, in all languages: for a tokenizer to know."""
+        asked = [one.instruction for each in self.all.values() for one in each.languages().values()]
+        words = [text for each in self.words.values() for text in each.model_dump().values()]
+        return [*asked, *(text.replace("{}", "") for text in words if text)]
+
     def check(self, *, scenario: str, tone: str, language: str, given: Mapping[str, str]) -> None:
         """Refuse what no copy can be written for.
 

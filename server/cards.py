@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from handbill.generator.adapters import AdapterSpec
 from handbill.generator.base_models import BaseModel
+from handbill.generator.interest_spec import InterestSpec
+from handbill.generator.model_specs import ModelSpec
 from handbill.server.records import Round
 
 
 def model_card(
     base: BaseModel,
-    spec: AdapterSpec,
+    spec: ModelSpec,
     attempt: Round,
     *,
     privacy: Sequence[dict[str, Any]],
@@ -18,20 +19,36 @@ def model_card(
     sums: Sequence[int] = (),
 ) -> str:
     """Markdown with the front matter that PEFT and the hubs read."""
-    what = f"{tenant}'s own adapter" if tenant else "the federation's global adapter"
-    lines = [
-        "---",
-        f"base_model: {base.name}",
-        "library_name: peft",
-        "tags: [lora, federated, differential-privacy]",
-        "---",
-        "",
-        f"# handbill: {what}",
-        "",
-        f"LoRA of rank {spec.rank} on layers {spec.layers[0]} to {spec.layers[-1]} of `{base.name}` "
-        f"(`{base.digest[:19]}`), run `{attempt.run}`, {attempt.stage} round {attempt.number}.",
-        "A is a fixed random projection, only B was trained (FFA-LoRA).",
-        "",
+    made_in = f"run `{attempt.run}`, {attempt.stage} round {attempt.number}"
+    if isinstance(spec, InterestSpec):
+        lines = [
+            "---",
+            "tags: [recommendation, federated, differential-privacy]",
+            "---",
+            "",
+            "# handbill: the federation's model of shoppers' interest",
+            "",
+            f"The chance that a shopper likes a product: facts of both, hashed into {spec.buckets} "
+            f"buckets, a linear layer beside one of {spec.hidden} hidden units; {made_in}.",
+            "",
+        ]
+    else:
+        what = f"{tenant}'s own adapter" if tenant else "the federation's global adapter"
+        lines = [
+            "---",
+            f"base_model: {base.name}",
+            "library_name: peft",
+            "tags: [lora, federated, differential-privacy]",
+            "---",
+            "",
+            f"# handbill: {what}",
+            "",
+            f"LoRA of rank {spec.rank} on layers {spec.layers[0]} to {spec.layers[-1]} of "
+            f"`{base.name}` (`{base.digest[:19]}`), {made_in}.",
+            "A is a fixed random projection, only B was trained (FFA-LoRA).",
+            "",
+        ]
+    lines += [
         "## Privacy",
         "",
     ]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from handbill.errors import InputError, MissingError
+from handbill.generator.model_specs import Trains, held
 from handbill.server.records import Artifact, Publication
 from handbill.server.registry import Registry
 
@@ -21,6 +22,11 @@ class Model:
     artifact: Artifact
     served: tuple[str, ...]
     removed: bool
+
+    @property
+    def trains(self) -> Trains:
+        """Return what it is: an adapter for copy, or a model of interest."""
+        return held(self.artifact.manifest["files"])
 
     @property
     def round(self) -> int:
@@ -45,7 +51,12 @@ class Model:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON prints them."""
-        facts = {"served": list(self.served), "removed": self.removed, "epsilons": self.epsilons}
+        facts = {
+            "served": list(self.served),
+            "removed": self.removed,
+            "epsilons": self.epsilons,
+            "trains": self.trains,
+        }
         return asdict(self.artifact) | facts
 
 
@@ -71,7 +82,7 @@ def find(registry: Registry, name: str, *, tenant: str = "") -> Model:
 
     Args:
         registry: Where to look.
-        name: ``latest``, a version (``3`` or ``v3``), or a digest or its first 6 or more digits.
+        name: ``latest``, the newest adapter, a version (``3`` or ``v3``), or a digest or its first 6 or more digits.
         tenant: Whose versions are meant; the global ones if empty.
 
     Raises:
@@ -82,9 +93,10 @@ def find(registry: Registry, name: str, *, tenant: str = "") -> Model:
     own = [model for model in known if model.artifact.tenant == tenant]
     whose = f"tenant {tenant}" if tenant else "everyone"
     if name == "latest":
-        if not own:
+        adapters = [model for model in own if model.trains == "copy"]
+        if not adapters:
             raise MissingError(f"there is no model for {whose} yet")
-        return own[-1]
+        return adapters[-1]
     if version := re.fullmatch(r"v?(\d{1,5})", name):
         for model in own:
             if model.artifact.version == int(version[1]):

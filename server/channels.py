@@ -9,6 +9,7 @@ from typing import Any
 
 from handbill.errors import ArtifactError, InputError, MissingError
 from handbill.generator.artifacts import Channel, Manifest, check_tenant, utc_now
+from handbill.generator.model_specs import held
 from handbill.server.outbox import Outbox
 from handbill.server.records import Publication, still_published
 from handbill.server.repository import Database, UnitOfWork
@@ -67,6 +68,11 @@ class Channels:
             if artifact.tenant not in {"", tenant}:
                 raise ArtifactError(
                     f"{digest}: is {artifact.tenant}'s own; it can be served to nobody else"
+                )
+            if held(artifact.manifest["files"]) == "interest":
+                raise ArtifactError(
+                    f"{digest}: is a model of interest; the service writes no copy with it, merchants "
+                    f"have it from its run"
                 )
             refuse_revoked(uow, artifact.tenant)
             self._verified(digest)

@@ -44,7 +44,7 @@ def list_models(*, as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
         artifact = model.artifact
         table.add_row(
             f"v{artifact.version}",
-            artifact.tenant or "everyone",
+            _whom(model),
             str(model.round or ""),
             _short(artifact.digest),
             _metrics(model.metrics),
@@ -76,7 +76,7 @@ def show(
         return
     table = Table.grid(padding=(0, 2))
     for label, value in [
-        ("model", f"v{model.artifact.version} for {model.artifact.tenant or 'everyone'}"),
+        ("model", f"v{model.artifact.version} for {_whom(model)}"),
         ("digest", model.artifact.digest),
         ("base model", f"{manifest['base_name']} ({_short(manifest['base_digest'])})"),
         ("trained in", f"run {manifest['run'] or '-'}, round {model.round or '-'}"),
@@ -319,6 +319,11 @@ def _short(digest: str) -> str:
 
 def _label(artifact: Any) -> str:
     return f"{artifact.tenant or 'global'} v{artifact.version}"
+
+
+def _whom(model: "Model") -> str:
+    whom = model.artifact.tenant or "everyone"
+    return whom if model.trains == "copy" else f"{whom} (interest)"
 
 
 def _metrics(metrics: dict[str, float]) -> str:

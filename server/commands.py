@@ -195,16 +195,31 @@ def train(
     home: Home = DEFAULT_HOME,
     run: Annotated[str, typer.Option(help="Continue this run instead of a new one.")] = "",
     publish: Annotated[bool, typer.Option(help="Serve the result when it is done.")] = False,
+    model: Annotated[
+        str, typer.Option(help="copy, or interest: what shoppers like, for handbill recommend.")
+    ] = "copy",
     as_json: AsJson = False,
 ) -> None:
     """Train: private rounds over all connected merchants, then each shop's own adapter."""
+    from handbill.errors import InputError
     from handbill.server.operate import drive, new_run_id
     from handbill.server.settings import ServerSettings
+
+    if model not in {"copy", "interest"}:
+        raise InputError(f"--model {model}: copy or interest")
+    if model == "interest" and publish:
+        raise InputError(
+            "a model of interest is not served: each merchant gets it at the end of its run; leave "
+            "--publish out"
+        )
 
     folder = home / "server"
     run = run or new_run_id()
     mode = "train-and-publish" if publish else "train"
-    recipe = ServerSettings.load(folder).recipe
+    settings = ServerSettings.load(folder)
+    if model == "interest":
+        mode, settings = "train-interest", settings.of_run("interest")
+    recipe = settings.recipe
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

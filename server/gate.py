@@ -3,10 +3,13 @@
 import numpy as np
 
 from handbill.errors import RoundError
-from handbill.generator.adapters import AdapterSpec, Tensors
+from handbill.generator.adapters import Tensors
 from handbill.generator.base_models import BaseModel
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec
 from handbill.generator.lora import LoraModel
-from handbill.server.probe import probe_loss
+from handbill.generator.model_specs import ModelSpec
+from handbill.server.probe import interest_probe_loss, probe_loss
 from handbill.server.settings import ServerSettings
 
 
@@ -24,7 +27,7 @@ class Gate:
         self,
         settings: ServerSettings,
         base: BaseModel,
-        spec: AdapterSpec,
+        spec: ModelSpec,
         *,
         model: LoraModel | None = None,
     ) -> None:
@@ -41,7 +44,7 @@ class Gate:
             after: The weights it would commit.
 
         Returns:
-            The probe loss of both, in nats a token.
+            The probe loss of both, in nats a token, or a row for a model of interest.
 
         Raises:
             RoundError: They may not be committed.
@@ -63,6 +66,8 @@ class Gate:
         self._known = (digest, loss)
 
     def _loss(self, weights: Tensors) -> float:
+        if isinstance(self._spec, InterestSpec):
+            return interest_probe_loss(InterestModel(self._spec), weights)
         if self._model is None:
             self._model = LoraModel(self._base, self._spec, device=self._settings.device)
         return probe_loss(self._model, weights, self._settings.recipe)

@@ -168,7 +168,7 @@ def drive(
     Args:
         home: The server's folder.
         run: Our run id; an unfinished one is continued.
-        mode: ``train``, ``train-and-publish`` or ``ping``.
+        mode: ``train``, ``train-and-publish``, ``train-interest`` or ``ping``.
         on_event: Called with every fact the run notes.
 
     Returns:

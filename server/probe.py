@@ -8,6 +8,8 @@ from importlib.resources import files
 
 from handbill.federation.messages import Recipe
 from handbill.generator.adapters import Tensors
+from handbill.generator.behaviour import probe_lessons
+from handbill.generator.interest import InterestModel
 from handbill.generator.lora import LoraModel
 from handbill.generator.prompts import CopyRequest, Example, encode_example
 
@@ -40,3 +42,9 @@ def probe_loss(model: LoraModel, weights: Tensors, recipe: Recipe) -> float:
         for row in probe_examples()
     ]
     return model.held_out_loss(rows)
+
+
+def interest_probe_loss(model: InterestModel, weights: Tensors) -> float:
+    """Loss of these weights on invented shoppers, in nats a row."""
+    model.load(weights)
+    return model.held_out_loss(probe_lessons(buckets=model.spec.buckets))

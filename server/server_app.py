@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from handbill.errors import HandbillError
 from handbill.federation.grid import GridTransport
 from handbill.federation.logs import configure_logs
+from handbill.generator.model_specs import Trains
 from handbill.server.progress import Progress
 from handbill.server.registry import open_registry
 from handbill.server.settings import ServerSettings
@@ -34,7 +35,8 @@ def main(grid: Grid, context: Context) -> None:
     try:
         settings = ServerSettings.load(home)
         transport = GridTransport(grid, SuperLink(home, settings).nodes)
-        training = Training(home, transport, open_registry(home), settings)
+        what: Trains = "interest" if mode == "train-interest" else "copy"
+        training = Training(home, transport, open_registry(home), settings, what=what)
         if mode == "ping":
             training.ping(run)
         else:

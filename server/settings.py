@@ -1,6 +1,6 @@
 """The operator's settings: one ``server.toml``, checked once when it is read."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self, get_args
 
@@ -10,6 +10,8 @@ from handbill.federation.messages import Compression, Recipe
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.settings_file import load_settings, save_settings
+from handbill.generator.interest_spec import InterestSpec
+from handbill.generator.model_specs import Trains
 
 SETTINGS_FILE: Final = "server.toml"
 
@@ -22,6 +24,55 @@ class AdapterSettings:
     alpha: float = 16.0
     layers: int = 16
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterestSettings:
+    """A run of the model of interest: its form, how merchants train it, how the server steps.
+
+    Attributes:
+        buckets: Facts of shoppers and products are hashed into so many.
+        hidden: Hidden units.
+        rounds: Private rounds, one private step each.
+        expected_users: Shoppers sampled in a step, on average.
+        rows_per_user: At most so many rows of one shopper are used in a step.
+        clipping_norm: L2 bound of one shopper's gradient.
+        learning_rate: Of the server's optimiser, FedAvgM: Adam's step would be as long on a fact that
+            nobody sampled has, of which there is noise only.
+    """
+
+    buckets: int = 512
+    hidden: int = 8
+    rounds: int = 40
+    expected_users: int = 32
+    rows_per_user: int = 8
+    clipping_norm: float = 1.0
+    learning_rate: float = 7.0
+
+    def __post_init__(self) -> None:
+        self.spec, self.recipe, self.optimizer  # noqa: B018 - each checks its own
+
+    @property
+    def spec(self) -> InterestSpec:
+        """The form of the model."""
+        return InterestSpec(buckets=self.buckets, hidden=self.hidden)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How merchants train."""
+        return Recipe(
+            rounds=self.rounds,
+            personal_steps=0,
+            expected_users=self.expected_users,
+            rows_per_user=self.rows_per_user,
+            clipping_norm=self.clipping_norm,
+            batch_rows=256,
+        )
+
+    @property
+    def optimizer(self) -> ServerOptimizer:
+        """How the server steps."""
+        return ServerOptimizer(kind="fedavgm", learning_rate=self.learning_rate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +146,7 @@ class ServerSettings:
     recipe: Recipe = field(default_factory=Recipe)
     optimizer: ServerOptimizer = field(default_factory=lambda: ServerOptimizer(learning_rate=3e-2))
     secure_aggregation: SecureAggregation = field(default_factory=SecureAggregation)
+    interest: InterestSettings = field(default_factory=InterestSettings)
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
@@ -119,6 +171,12 @@ class ServerSettings:
             )
         if self.min_reports < 1:
             raise InputError(f"{SETTINGS_FILE}: min_reports={self.min_reports} must be at least 1")
+
+    def of_run(self, trains: Trains) -> Self:
+        """The settings of a run: one of the model of interest has its own recipe and optimiser."""
+        if trains == "copy":
+            return self
+        return replace(self, recipe=self.interest.recipe, optimizer=self.interest.optimizer)
 
     @property
     def address(self) -> str:
@@ -146,5 +204,6 @@ class ServerSettings:
                 "recipe": Recipe,
                 "optimizer": ServerOptimizer,
                 "secure_aggregation": SecureAggregation,
+                "interest": InterestSettings,
             },
         )

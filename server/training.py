@@ -16,25 +16,26 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from handbill.errors import MissingError, ProtocolError, RoundError
+from handbill.errors import InputError, MissingError, ProtocolError, RoundError
 from handbill.federation.aggregation import OptimizerState
 from handbill.federation.messages import Report, Stage
 from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.transport import Transport
-from handbill.generator.adapters import (
-    AdapterSpec,
-    Tensors,
-    check_tensors,
-    read_adapter,
-    top_layers,
-    trained_shapes,
-    write_adapter,
-    zero_update,
-)
+from handbill.generator.adapters import AdapterSpec, Tensors, check_tensors, top_layers
 from handbill.generator.artifacts import load_or_create_key, utc_now
 from handbill.generator.base_models import BaseModel, resolve_base
 from handbill.generator.lora import LoraModel
+from handbill.generator.model_specs import (
+    ModelSpec,
+    Trains,
+    read_tensors,
+    shapes_of,
+    spec_from_dict,
+    trains,
+    untrained,
+    write_model,
+)
 from handbill.server.cards import model_card
 from handbill.server.cohort import Cohort
 from handbill.server.gate import Gate
@@ -47,7 +48,7 @@ from handbill.server.recovery import recover
 from handbill.server.registry import PUBLISHER_KEY, Registry
 from handbill.server.settings import ServerSettings
 from handbill.server.tracking import Trackers
-from handbill.server.updates import Updates, enough_reports
+from handbill.server.updates import Updates, enough_reports, nothing_to_fold
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Training:
         settings: ServerSettings,
         *,
         model: LoraModel | None = None,
+        what: Trains = "copy",
     ) -> None:
         """Read the roster and prepare the probe.
 
@@ -74,15 +76,19 @@ class Training:
             registry: Where rounds are committed.
             settings: The operator's settings.
             model: A model to use instead of loading one, for simulations.
+            what: Is trained.
         """
+        settings = settings.of_run(what)
         self._home, self._transport, self._registry = home, transport, registry
         self._settings = settings
         self._key = load_or_create_key(home / PUBLISHER_KEY)
         self.base: BaseModel = resolve_base(settings.base)
-        self.spec = adapter_spec(settings, self.base)
+        self.spec: ModelSpec = settings.interest.spec
+        if what == "copy":
+            self.spec = adapter_spec(settings, self.base)
         self.progress = Progress(home)
         self._gate = Gate(settings, self.base, self.spec, model=model)
-        self._shapes = trained_shapes(self.spec, self.base)
+        self._shapes = shapes_of(self.spec, self.base)
         self._updates = Updates(transport, settings, key=self._key, shapes=self._shapes)
         self._cohort = Cohort(transport, registry, settings)
         self._trackers = Trackers(home, settings)
@@ -126,7 +132,9 @@ class Training:
         ):
             own = partial(self._personal_round, parent=parent, weights=weights)
             self._attempt(run, 1, "personal", own)
-        if publish:
+        if trains(self.spec) == "interest":
+            self._deliver(run, parent, weights)
+        elif publish:
             self._publish(run, parent)
         self._registry.end_run(run, "finished")
         self.progress.note("finished", run=run)
@@ -138,7 +146,7 @@ class Training:
             self._plan(run, 1, 0, "ping", cohort=self._cohort.wait()),
             {},
             key=self._key,
-            fold=_nothing_to_fold,
+            fold=nothing_to_fold,
         )
         self.progress.note("pinged", run=run, seconds=outcome.seconds, failures=outcome.failures)
         return outcome
@@ -146,7 +154,9 @@ class Training:
     def _start(self, run: str) -> None:
         try:
             with self._registry.database.begin() as uow:
-                uow.rounds.run(run)
+                begun = trains(spec_from_dict(uow.rounds.run(run).adapter))
+            if begun != trains(self.spec):
+                raise InputError(f"run {run} trains {begun}; continue it with --model {begun}")
         except MissingError:
             self._registry.start_run(
                 Run(
@@ -201,13 +211,13 @@ class Training:
             state = load_state(self._home, last.aggregate, self._shapes)
             return last.number, last.aggregate, self._weights(last), state
         warm = self._registry.last_committed(run, "warmup")
-        weights = zero_update(self.spec, self.base) if warm is None else self._weights(warm)
+        weights = untrained(self.spec, self.base) if warm is None else self._weights(warm)
         parent = "" if warm is None else warm.aggregate
         return 0, parent, weights, self._settings.optimizer.start(weights)
 
     def _weights(self, committed: Round) -> Tensors:
-        adapter = read_adapter(self._registry.store.path(committed.aggregate))
-        return {name: adapter.tensors[name] for name in self._shapes}
+        folder = self._registry.store.path(committed.aggregate)
+        return read_tensors(folder, self.spec, self.base)
 
     def _attempt(
         self, run: str, number: int, stage: RoundStage, take: Callable[[Round], None]
@@ -267,7 +277,7 @@ class Training:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             card = self._card(attempt, privacy=outcome.privacy, sums=outcome.sums)
-            write_adapter(folder, spec=self.spec, base=self.base, tensors=moved, card=card)
+            write_model(folder, spec=self.spec, base=self.base, tensors=moved, card=card)
             manifest = self._registry.seal(
                 folder,
                 kind="global",
@@ -294,7 +304,7 @@ class Training:
                 folder = Path(temporary)
                 card = self._card(attempt, tenant=report.merchant, privacy=[report.privacy])
                 lock = self._registry.locker(report.merchant)
-                write_adapter(
+                write_model(
                     folder, spec=self.spec, base=self.base, tensors=own, card=card, lock=lock
                 )
                 self._registry.seal(
@@ -356,6 +366,15 @@ class Training:
     def _card(self, attempt: Round, **facts: Any) -> str:
         return model_card(self.base, self.spec, attempt, **facts)
 
+    def _deliver(self, run: str, parent: str, weights: Tensors) -> None:
+        """Give every merchant that is there what the run made: it is used beside its own data.
+
+        Nothing hangs on it: who misses it has the weights that its last round began with.
+        """
+        plan = self._plan(run, 1, 0, "deliver", cohort=self._cohort.wait(), parent=parent)
+        failures = self._updates.hand_out(plan, weights, on_reply=self._noting(plan))
+        self.progress.note("delivered", run=run, digest=parent, failures=failures)
+
     def _publish(self, run: str, digest: str) -> None:
         self._registry.channels.publish("", digest)
         with self._registry.database.begin() as uow:
@@ -377,8 +396,3 @@ def adapter_spec(settings: ServerSettings, base: BaseModel) -> AdapterSpec:
         layers=top_layers(base, adapter.layers),
         seed=adapter.seed,
     )
-
-
-def _nothing_to_fold(report: Report, update: Tensors) -> None:
-    """Take a report that carries no update."""
-    del report, update

@@ -10,7 +10,7 @@ from handbill.federation.aggregation import MeanAccumulator, Shapes, robust_mean
 from handbill.federation.compression import expand
 from handbill.federation.messages import Report
 from handbill.federation.roster import Roster
-from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
+from handbill.federation.rounds import Exchange, RoundOutcome, RoundPlan, run_round
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import threshold
 from handbill.federation.secure_rounds import SecureRound
@@ -72,6 +72,15 @@ class Updates:
         total = [self._checked(group.mean) for group in means]
         return outcome, robust_mean(total, [len(group.members) for group in means])
 
+    def hand_out(
+        self, plan: RoundPlan, weights: Tensors, *, on_reply: Callable[[str, str], None]
+    ) -> dict[str, str]:
+        """Give weights to everybody of a plan; returns who did not take them, and why."""
+        exchange = Exchange(self._transport, plan, key=self._key, on_reply=on_reply)
+        content = dict.fromkeys(plan.cohort, weights)
+        exchange.ask("train", content, nothing_to_fold, deadline_s=plan.deadline_s)
+        return exchange.outcome.failures
+
     def _one_by_one(
         self, plan: RoundPlan, weights: Tensors, on_reply: Callable[[str, str], None]
     ) -> tuple[RoundOutcome, Tensors]:
@@ -91,6 +100,11 @@ class Updates:
         one = MeanAccumulator(self._shapes, max_norm=self._settings.max_update_norm)
         one.add(mean)
         return mean
+
+
+def nothing_to_fold(report: Report, update: Tensors) -> None:
+    """Take a report that carries no update."""
+    del report, update
 
 
 def groups_of(merchants: Sequence[T], size: int) -> list[list[T]]:

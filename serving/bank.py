@@ -4,6 +4,7 @@ Keys are digests, never names: a new version of an adapter is another key, so ru
 finish on the weights they started with and nothing is ever updated in place.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -17,21 +18,17 @@ from handbill.serving.stacked import Changes, Held, Pair, StackedLinear
 BASE: Final = Held(slot=0, load=0)
 
 
-class AdapterBank:
+class Bank(ABC):
     """Slots for adapters on one model. Used by one thread only.
 
     Args:
-        stacks: Every module an adapter may change: its stack, and its place in it.
+        shapes: Output and input size of every module an adapter may change.
         slots: Adapters in memory.
         max_rank: Largest rank taken.
     """
 
-    def __init__(
-        self, stacks: Mapping[str, tuple[StackedLinear, int]], *, slots: int, max_rank: int
-    ) -> None:
-        self._places = stacks
-        self._stacks = list(dict.fromkeys(stack for stack, _ in stacks.values()))
-        self._n_slots = slots
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], *, slots: int, max_rank: int) -> None:
+        self._shapes = shapes
         self._max_rank = max_rank
         self._held: OrderedDict[str, Held] = OrderedDict()  # least recently used first
         self._users: dict[str, int] = {}
@@ -81,23 +78,64 @@ class AdapterBank:
             raise ArtifactError(
                 f"adapter of rank {adapter.rank}: this service takes {self._max_rank}"
             )
-        pairs: dict[StackedLinear, dict[int, Pair]] = defaultdict(dict)
-        for module, (a, b) in _pairs(adapter).items():
-            if module not in self._places:
+        pairs = _pairs(adapter)
+        for module, (a, b) in pairs.items():
+            want = self._shapes.get(module)
+            if want is None:
                 raise ArtifactError(
                     f"adapter changes {module[:120]!r}, no linear layer of the base model"
                 )
-            stack, part = self._places[module]
-            shape, want = (b.shape[1], a.shape[1]), stack.shape(part)
+            shape = (b.shape[1], a.shape[1])
             if shape != want:
                 raise ArtifactError(f"adapter of {module}: {shape}, base {want}")
-            pairs[stack][part] = a, b
         slot = self._take_slot()
-        for stack in self._stacks:
-            stack.fill(slot, pairs.get(stack, {}), slots=self._n_slots + 1)
         self.loads += 1
-        self._held[digest] = Held(slot, self.loads)
+        held = Held(slot, self.loads)
+        try:
+            self._fill(held, pairs)
+        except BaseException:
+            self._free.append(slot)
+            raise
+        self._held[digest] = held
         self._users[digest] = 0
+
+    @abstractmethod
+    def _fill(self, held: Held, pairs: Mapping[str, Pair]) -> None:
+        """Put an adapter that fits into a slot that is not used."""
+
+    @abstractmethod
+    def _empty(self, held: Held) -> None:
+        """Take an idle adapter out of a slot that will be filled anew."""
+
+    def _take_slot(self) -> int:
+        if self._free:
+            return self._free.pop()
+        for digest in self._held:
+            if not self._users[digest]:
+                del self._users[digest]
+                held = self._held.pop(digest)
+                self._empty(held)
+                return held.slot
+        raise RuntimeError("every adapter in memory is in use")
+
+
+class AdapterBank(Bank):
+    """Adapters stacked beside the layers of our forward.
+
+    Args:
+        stacks: Every module an adapter may change: its stack, and its place in it.
+        slots: Adapters in memory.
+        max_rank: Largest rank taken.
+    """
+
+    def __init__(
+        self, stacks: Mapping[str, tuple[StackedLinear, int]], *, slots: int, max_rank: int
+    ) -> None:
+        shapes = {module: stack.shape(part) for module, (stack, part) in stacks.items()}
+        super().__init__(shapes, slots=slots, max_rank=max_rank)
+        self._places = stacks
+        self._stacks = list(dict.fromkeys(stack for stack, _ in stacks.values()))
+        self._n_slots = slots
 
     def changes(self, held: Held) -> Changes:
         """What one adapter adds to all rows; holds while it is acquired."""
@@ -114,14 +152,16 @@ class AdapterBank:
         found = ((stack, stack.gather(rows, count)) for stack in self._stacks)
         return {stack: change for stack, change in found if change is not None}
 
-    def _take_slot(self) -> int:
-        if self._free:
-            return self._free.pop()
-        for digest in self._held:
-            if not self._users[digest]:
-                del self._users[digest]
-                return self._held.pop(digest).slot
-        raise RuntimeError("every adapter in memory is in use")
+    def _fill(self, held: Held, pairs: Mapping[str, Pair]) -> None:
+        by_stack: dict[StackedLinear, dict[int, Pair]] = defaultdict(dict)
+        for module, pair in pairs.items():
+            stack, part = self._places[module]
+            by_stack[stack][part] = pair
+        for stack in self._stacks:
+            stack.fill(held.slot, by_stack.get(stack, {}), slots=self._n_slots + 1)
+
+    def _empty(self, held: Held) -> None:
+        """What lies in the slot is written over."""
 
 
 def _pairs(adapter: Adapter) -> dict[str, Pair]:

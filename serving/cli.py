@@ -38,6 +38,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for a free one.")] = None,
     base: Annotated[str | None, typer.Option(help="Base model: name, folder or hub id.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    engine: Annotated[str | None, typer.Option(help="torch or vllm.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Engines, each a process.")] = None,
     registry: Annotated[
         Path | None, typer.Option(help="Registry folder; HOME/server/registry if not given.")
@@ -51,7 +52,7 @@ def serve(
 ) -> None:
     """Serve copy to tenants until Ctrl-C. Other settings: HANDBILL_SERVING_<FIELD>."""
     given = {"host": host, "port": port, "base": base, "device": device, "registry": registry}
-    config = open_config(home, replicas=replicas, metrics_port=metrics_port, **given)
+    config = open_config(home, engine=engine, replicas=replicas, metrics_port=metrics_port, **given)
     stopped = threading.Event()
     parent = os.getppid()
     # Until the service is up, a signal must break the start, and what was started is stopped.

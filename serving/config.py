@@ -33,7 +33,11 @@ _LEAST: Final = {
     "batch_rows": 1,
     "batch_max_rows": 1,
 }
-DTYPES: Final = ("float32", "bfloat16", "float16")
+_ONE_OF: Final = {
+    "dtype": ("float32", "bfloat16", "float16"),
+    "device": ("cpu", "cuda"),
+    "engine": ("torch", "vllm"),
+}
 _MOST: Final = {"port": 65535, "metrics_port": 65535, "feedback_days": 3650, "batch_days": 3650}
 
 
@@ -52,6 +56,8 @@ class ServingConfig:
         replicas: Engines, each with the base model in memory of its own. A tenant goes where its
             adapter is already, if that one is not full.
         max_replicas: Start more while requests wait, up to so many; 0 is ``replicas``.
+        engine: ``torch``, our own, or ``vllm``, which is for GPUs and installed apart. It searches
+            nothing.
         threads: Torch threads of an engine on the CPU; 0 shares the cores out among the engines.
         device: ``cpu`` or ``cuda``.
         max_batch: Rows decoded together; one more is kept for a tenant that has none.
@@ -102,6 +108,7 @@ class ServingConfig:
     database_url: str = ""
     host: str = "127.0.0.1"
     port: int = 8000
+    engine: str = "torch"
     device: str = "cpu"
     dtype: str = "float32"
     replicas: int = 1
@@ -151,10 +158,7 @@ class ServingConfig:
             )
         if self.burst < self.max_choices:
             raise InputError(f"burst={self.burst} is below max_choices={self.max_choices}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
-        if self.device not in {"cpu", "cuda"}:
-            raise InputError(f"device={self.device!r} is not cpu or cuda")
+        self._check_choices()
         if self.traces and not self.traces.startswith(("http://", "https://")):
             raise InputError(f"traces={self.traces!r} is not an http:// or https:// URL")
         if self.poll_s <= 0 or self.requests_per_minute <= 0:
@@ -163,10 +167,26 @@ class ServingConfig:
             if not 0 <= getattr(self, name) <= most:
                 raise InputError(f"{name}={getattr(self, name)} not in [0, {most}]")
 
+    def _check_choices(self) -> None:
+        for name, allowed in _ONE_OF.items():
+            if getattr(self, name) not in allowed:
+                value = getattr(self, name)
+                raise InputError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+        if self.engine == "vllm" and self.dtype == "float16":
+            raise InputError(
+                "dtype='float16': with engine=vllm numbers that run over in one answer would reach "
+                "others; take bfloat16"
+            )
+
     @property
     def most_replicas(self) -> int:
         """Engines there may be at once."""
         return self.max_replicas or self.replicas
+
+    @property
+    def most_beams(self) -> int:
+        """Beams a request may search with; 1 is no search."""
+        return min(self.max_choices, self.max_batch) if self.engine == "torch" else 1
 
     @property
     def url(self) -> str:

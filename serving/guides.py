@@ -14,7 +14,7 @@ from handbill.serving.schemas import Vocabulary, match
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_TOO_COMPLEX: Final = "response_format: the schema became too complex while the answer was written"
+TOO_COMPLEX: Final = "response_format: the schema became too complex while the answer was written"
 
 
 class Guide:
@@ -45,7 +45,7 @@ class Guide:
         allowed_V[: listed.shape[0]] = listed
         allowed_V[ends] = self._matcher.is_accepting()
         if self._matcher.is_error() or not allowed_V.any():
-            raise SchemaError(_TOO_COMPLEX)
+            raise SchemaError(TOO_COMPLEX)
         finite_V = logits_V.nan_to_num(nan=0.0, posinf=1e9, neginf=-1e9)
         return finite_V.masked_fill_(~torch.from_numpy(allowed_V), -torch.inf)
 
@@ -56,7 +56,7 @@ class Guide:
             SchemaError: The grammar has become too complex.
         """
         if not self._matcher.consume_token(token):
-            raise SchemaError(_TOO_COMPLEX)
+            raise SchemaError(TOO_COMPLEX)
 
     def fork(self) -> "Guide":
         """The same for another text that begins with what is written."""

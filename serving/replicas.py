@@ -12,6 +12,7 @@ from typing import Any, Final
 from handbill.generator.base_models import BaseModel
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import (
+    BadRequestError,
     BusyError,
     ContextLengthError,
     GatewayError,
@@ -19,7 +20,7 @@ from handbill.serving.errors import (
     UnavailableError,
 )
 from handbill.serving.reports import REPORT_S
-from handbill.serving.sequences import Delta, EngineStats, Sequence
+from handbill.serving.sequences import Delta, Engine, EngineStats, Sequence
 from handbill.serving.tracing import TRACER, continued, start_tracing
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ APP: Final = "handbill"
 ENGINE: Final = "EngineReplica"
 GATEWAY: Final = "Gateway"
 _CROSSING: Final = {
-    kind.__name__: kind for kind in (BusyError, ContextLengthError, SchemaError, UnavailableError)
+    kind.__name__: kind
+    for kind in (BadRequestError, BusyError, ContextLengthError, SchemaError, UnavailableError)
 }
 
 
@@ -64,28 +66,13 @@ class EngineReplica:
             keep_grpc_local()
         import torch
 
-        from handbill.generator.base_models import load_base, resolve_base
-        from handbill.serving.engine import TorchEngine
-        from handbill.serving.registry import Verifier
+        from handbill.generator.base_models import resolve_base
 
         if config.device == "cpu":  # Ray sets one thread for an actor of less than one core
             cores = len(os.sched_getaffinity(0))
             torch.set_num_threads(config.threads or max(1, cores // config.most_replicas))
         start_tracing(config.traces, "engine")
-        base = base or resolve_base(config.base)
-        model, tokenizer = load_base(base, device=config.device, dtype=config.dtype)
-        self._engine = TorchEngine(
-            model,
-            tokenizer,
-            load=Verifier(config.registry, base, kek=config.kek).adapter,
-            max_batch=config.max_batch,
-            slots=config.slots,
-            max_rank=config.max_rank,
-            context_tokens=config.context_tokens,
-            prefill_tokens=config.prefill_tokens,
-            prefix_cache_bytes=config.prefix_cache_bytes,
-            queue_limit=config.queue_limit,
-        )
+        self._engine = make_engine(config, base or resolve_base(config.base))
 
         from ray import serve
 
@@ -154,6 +141,31 @@ class GatewayReplica:
     async def report(self, stats: EngineStats) -> None:
         """Take what an engine says of itself."""
         self.app.state.reports.put(stats)
+
+
+def make_engine(config: ServingConfig, base: BaseModel) -> Engine:
+    """The engine that ``config.engine`` names, with the registry's adapters."""
+    from handbill.generator.base_models import load_base
+    from handbill.serving.registry import Verifier
+
+    settings: dict[str, Any] = {
+        "load": Verifier(config.registry, base, kek=config.kek).adapter,
+        "max_batch": config.max_batch,
+        "slots": config.slots,
+        "max_rank": config.max_rank,
+        "context_tokens": config.context_tokens,
+        "prefill_tokens": config.prefill_tokens,
+        "prefix_cache_bytes": config.prefix_cache_bytes,
+        "queue_limit": config.queue_limit,
+    }
+    if config.engine == "vllm":
+        from handbill.serving.vllm_engine import VllmEngine
+
+        return VllmEngine(base, device=config.device, dtype=config.dtype, **settings)
+    from handbill.serving.engine import TorchEngine
+
+    model, tokenizer = load_base(base, device=config.device, dtype=config.dtype)
+    return TorchEngine(model, tokenizer, **settings)
 
 
 class RemoteEngine:

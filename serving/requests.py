@@ -90,9 +90,10 @@ class Generation(BaseModel):
             BadRequestError: More than the service allows, or than a search finds.
         """
         n, beams = self.n or 1, self.num_beams or 1
-        most = min(config.max_choices, config.max_batch)
+        most = config.most_beams
         if beams > most:
-            raise BadRequestError(f"num_beams={beams}: at most {most}", param="num_beams")
+            limit = f"at most {most}" if most > 1 else "this service does not search; leave it out"
+            raise BadRequestError(f"num_beams={beams}: {limit}", param="num_beams")
         if n > config.max_choices:
             raise BadRequestError(f"n={n}: at most {config.max_choices}", param="n")
         if 1 < beams < n:

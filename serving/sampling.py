@@ -99,9 +99,9 @@ class Rules:
             banned.update(self._ends)
         if not banned or len(banned) >= logits_V.shape[0]:
             return logits_V
-        left_V = logits_V.index_fill(0, torch.tensor(sorted(banned)), -math.inf)
-        nothing = self._guide is not None and left_V.max() == -math.inf
-        return logits_V if nothing else left_V
+        at = torch.tensor(sorted(banned), device=logits_V.device)
+        left_V = logits_V.index_fill(0, at, -math.inf)
+        return logits_V if left_V.max() == -math.inf else left_V
 
 
 class Chooser:

@@ -107,6 +107,15 @@ def match(vocabulary: "LLTokenizer", schema: str) -> "LLMatcher":
     return matcher
 
 
+def styled(schema: str) -> str:
+    """The schema with our style of writing JSON in it, for an engine that calls llguidance itself.
+
+    Raises:
+        SchemaError: The schema is too large, or not a JSON object.
+    """
+    return json.dumps({**_read(schema), _OPTIONS: _STYLE})
+
+
 def _read(schema: str) -> dict[str, Any]:
     if len(schema) > MAX_SCHEMA_CHARS:
         raise SchemaError(

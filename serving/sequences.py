@@ -20,6 +20,7 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "num_beams": (1, 64),
     "length_penalty": (-10.0, 10.0),
 }
+LEAST: Final = -1e4  # a log-likelihood that stands for "impossible", and can be written as JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ measured with Ray 2.55.1:
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -64,6 +65,10 @@ def start_service(config: ServingConfig) -> str:
         raise InputError("a service is running in this process already")
     base = resolve_base(config.base)
     _check_kind(base)
+    if config.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            "engine=vllm: vLLM is not installed in this environment; docs/serving.md says how it is"
+        )
     config = replace(
         config,
         registry=config.registry.resolve(),

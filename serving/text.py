@@ -1,6 +1,9 @@
 """From tokens to text, piece by piece: no broken characters, nothing after a stop string."""
 
+from collections.abc import Collection
 from typing import Any, Final
+
+from handbill.serving.sequences import Delta, FinishReason, Sequence
 
 # A character has at most four bytes, so four tokens that do not end one never will.
 _MAX_HELD_TOKENS: Final = 4
@@ -53,3 +56,44 @@ class TextStream:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+class AnswerText:
+    """An answer's text as its tokens come, and why it ends.
+
+    Args:
+        sequence: What is asked.
+        index: Which of its answers this is.
+        tokenizer: The model's.
+        ends: The tokens that end an answer.
+    """
+
+    def __init__(
+        self, sequence: Sequence, index: int, tokenizer: Any, ends: Collection[int]
+    ) -> None:
+        self._index = index
+        self._text = TextStream(tokenizer, sequence.sampling.stop)
+        self._ends = ends
+        self._left = sequence.sampling.max_tokens
+
+    def add(self, token: int, *, finished: bool = False) -> Delta:
+        """Go on by one token; the last piece tells why the answer ended.
+
+        Args:
+            token: What was written.
+            finished: Nothing may follow it.
+        """
+        if token in self._ends:
+            return self._piece(self._text.finish(), 0, "stop")
+        self._left -= 1
+        text = self._text.push(token)
+        reason: FinishReason | None = None
+        if not self._text.stopped and (finished or not self._left):
+            reason = "stop" if finished else "length"
+            text += self._text.finish()
+        if self._text.stopped:
+            reason = "stop"
+        return self._piece(text, 1, reason)
+
+    def _piece(self, text: str, n_tokens: int, reason: FinishReason | None) -> Delta:
+        return Delta(text=text, n_tokens=n_tokens, finish_reason=reason, index=self._index)

@@ -1,23 +1,20 @@
-"""Requests in the engine: who reads, which rows they have in the batch, how their text grows."""
+"""Requests in our engine: which rows they have in the batch, how their text grows."""
 
-import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from handbill.errors import HandbillError
 from handbill.serving.bank import BASE
 from handbill.serving.beams import BeamSearch
 from handbill.serving.guides import Guide
 from handbill.serving.sampling import Chooser
-from handbill.serving.sequences import Delta, FinishReason, Sequence
+from handbill.serving.sequences import LEAST, Delta, Sequence
 from handbill.serving.stacked import Held
-from handbill.serving.text import TextStream
-
-LEAST: Final = -1e4  # a log-likelihood that stands for "impossible", and can be written as JSON
+from handbill.serving.text import AnswerText
+from handbill.serving.threaded import Reader, Request
 
 
 class Writer(Protocol):
@@ -68,34 +65,18 @@ class OneText:
         ends: Collection[int],
         guide: Guide | None = None,
     ) -> None:
-        how = sequence.sampling.for_answer(index)
         self.width = 1
         self.last = [0]
         self.copies: list[tuple[int, int]] = []
-        self._index = index
+        how = sequence.sampling.for_answer(index)
         self._chooser = Chooser(how, sequence.prompt, ends, guide)
-        self._text = TextStream(tokenizer, how.stop)
-        self._ends = ends
-        self._left = how.max_tokens
+        self._text = AnswerText(sequence, index, tokenizer, ends)
 
     def advance(self, logits: list[Tensor]) -> list[Delta]:
         """Choose a token; see :meth:`Writer.advance`."""
         token = self._chooser.choose(logits[0])
-        if token in self._ends:
-            return [self._piece(self._text.finish(), 0, "stop")]
         self.last = [token]
-        self._left -= 1
-        text = self._text.push(token)
-        reason: FinishReason | None = None
-        if not self._text.stopped and (self._chooser.rules.finished or not self._left):
-            reason = "stop" if self._chooser.rules.finished else "length"
-            text += self._text.finish()
-        if self._text.stopped:
-            reason = "stop"
-        return [self._piece(text, 1, reason)]
-
-    def _piece(self, text: str, n_tokens: int, reason: FinishReason | None) -> Delta:
-        return Delta(text=text, n_tokens=n_tokens, finish_reason=reason, index=self._index)
+        return [self._text.add(token, finished=self._chooser.rules.finished)]
 
 
 class Score:
@@ -132,7 +113,7 @@ class Row:
         at: Its place in the batch, once it runs.
     """
 
-    request: "Request"
+    request: "RowRequest"
     index: int
     at: int = -1
 
@@ -147,44 +128,28 @@ class Row:
         return self.request.sequence.tenant
 
 
-@dataclass(eq=False, slots=True)
-class Request:
-    """One answer, or one search, on its way: waiting, running or done.
+@dataclass(eq=False, slots=True, kw_only=True)
+class RowRequest(Request):
+    """A request that a writer makes, in rows of a batch.
 
     Attributes:
-        out: What its reader gets next; the answers of a sequence share it.
         rows: As many as its writer takes.
-        done: Everything is delivered.
-        left: The reader closed the stream.
+        held: Its adapter, once it runs.
     """
 
-    sequence: Sequence
     writer: Writer
-    loop: asyncio.AbstractEventLoop
-    out: asyncio.Queue[Delta | HandbillError]
     rows: list[Row] = field(init=False)
     held: Held = BASE
-    done: bool = False
-    left: bool = False
 
     def __post_init__(self) -> None:
-        self.rows = [Row(self, index) for index in range(self.writer.width)]
-
-    def deliver(self, item: Delta | HandbillError) -> None:
-        """Hand a piece to the reader, from the engine's thread."""
-        # The answers of a search come all at once.
-        self.done = isinstance(item, HandbillError) or item.finish_reason is not None
-        try:
-            self.loop.call_soon_threadsafe(self.out.put_nowait, item)
-        except RuntimeError:  # the reader's loop is closed
-            self.done = True
+        self.width = self.writer.width
+        self.rows = [Row(self, index) for index in range(self.width)]
 
 
 def requests_of(
-    sequence: Sequence, tokenizer: Any, ends: Collection[int], guide: Guide | None
-) -> list[Request]:
-    """What a sequence asks of the engine, for a reader on the running loop."""
-    loop, out = asyncio.get_running_loop(), asyncio.Queue[Delta | HandbillError]()
+    sequence: Sequence, reader: Reader, tokenizer: Any, ends: Collection[int], guide: Guide | None
+) -> list[RowRequest]:
+    """What a sequence asks of the engine."""
     writers: list[Writer]
     if sequence.scored:
         writers = [Score(sequence)]
@@ -195,4 +160,4 @@ def requests_of(
             OneText(sequence, index, tokenizer, ends, guide and guide.fork())
             for index in range(sequence.answers)
         ]
-    return [Request(sequence, writer, loop, out) for writer in writers]
+    return [RowRequest(sequence=sequence, reader=reader, writer=writer) for writer in writers]

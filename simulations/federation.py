@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from handbill.clients.merchant import SERVER_KEY, SIGNING_KEY, Merchant, Policy
-from handbill.clients.trainer import CURVE_ROWS, Trainer
+from handbill.clients.studies import CURVE_ROWS
+from handbill.clients.trainer import Trainer
 from handbill.errors import InputError
 from handbill.federation.messages import Recipe
 from handbill.federation.transport import InProcessTransport, Reply

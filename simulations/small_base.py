@@ -7,7 +7,7 @@ real shop: it can write, and knows nobody's shoppers.
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from handbill.clients.shop import load_shop
 from handbill.generator.base_models import make_tiny_base
@@ -35,6 +35,8 @@ def make_small_base(
     """
     import torch
 
+    from handbill.generator.causal import copy_loss
+
     texts = list(_invented(folder.parent / "public", seed))
     make_tiny_base(
         folder, seed=seed, layers=3, hidden=128, texts=[f"{e.request} {e.text}" for e in texts]
@@ -60,9 +62,10 @@ def make_small_base(
         for group in optimizer.param_groups:
             group["lr"] = _RATE * min(1.0, (step + 1) / 20) * (1 - step / steps)
         chosen = torch.randint(len(texts), (_BATCH,), generator=draws).tolist()
-        loss = _loss(model, [encoded(i) for i in chosen])
+        total, tokens = copy_loss(model, [encoded(i) for i in chosen])
+        loss = total / tokens
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % 100 == 99:
             say(f"base model: step {step + 1} of {steps}, loss {float(loss.detach()):.2f}")
@@ -79,17 +82,3 @@ def _invented(folder: Path, seed: int) -> Sequence[Example]:
         shop = load_shop(folder / voice)
         rows += [*shop.rows, *shop.catalogue]
     return rows
-
-
-def _loss(model: Any, rows: Sequence[EncodedExample]) -> Any:
-    """Mean cross-entropy of the rows' copy; the output layer runs on its positions only."""
-    import torch
-    from torch.nn import functional
-
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row.ids, *[0] * (width - len(row))] for row in rows])
-    hidden = model.model(input_ids=ids).last_hidden_state
-    index = [(b, t) for b, row in enumerate(rows) for t in range(row.n_prompt - 1, len(row) - 1)]
-    row_N, position_N = torch.tensor(index).T
-    logits = model.lm_head(hidden[row_N, position_N])
-    return functional.cross_entropy(logits, ids[row_N, position_N + 1])

@@ -8,7 +8,20 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("handbill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("handbill")
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--engine", choices=("torch", "vllm"), default="torch", help="Engine of tests of engines."
+    )
+
+
 SHOPS = ("shop-a", "shop-b", "shop-c", "shop-d", "shop-e", "shop-f")
+
+
+@pytest.fixture(scope="session")
+def engine_kind(request):
+    """Which engine tests of engines run: ``torch``, or ``vllm`` in ``make test-vllm``."""
+    return request.config.getoption("--engine")
 
 
 @pytest.fixture(scope="session")

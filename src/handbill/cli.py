@@ -14,7 +14,9 @@ from handbill.clients.audit_command import audit
 from handbill.clients.cli import data_app
 from handbill.clients.commands import client_cli
 from handbill.clients.evaluate_command import evaluate_app
+from handbill.clients.generator_command import generator_app
 from handbill.clients.privacy_commands import privacy_app
+from handbill.clients.recommend_command import recommend
 from handbill.clients.sentiment_command import sentiment_app
 from handbill.errors import HandbillError
 from handbill.server.cli import models_app, server_cli
@@ -60,7 +62,9 @@ app.add_typer(reviews_app, name="reviews")
 app.add_typer(events_app, name="events")
 app.add_typer(experiments_app, name="experiments")
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(generator_app, name="generator")
 app.add_typer(sentiment_app, name="sentiment")
+app.command()(recommend)
 app.command()(simulate)
 app.command()(audit)
 

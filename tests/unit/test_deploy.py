@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import typer
@@ -71,3 +72,13 @@ def test_what_is_installed_is_pinned_and_what_is_private_stays_out_of_the_image(
     assert all("-c constraints.txt" in line for line in installs)
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv", ".handbill"} <= set(ignored)
+
+
+def test_what_serves_beside_vllm_is_what_the_package_asks_for_without_what_trains():
+    lines = (ROOT / "requirements-serving.txt").read_text().splitlines()
+    listed = {line for line in lines if not line.startswith("#")}
+    asked = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    left_out = {re.split(r"[^a-z0-9-]", line)[0] for line in asked - listed}
+    assert listed - asked == {"protobuf<7"}
+    trains = {"flwr", "matplotlib", "opacus", "peft", "randomgen", "tensorboardx"}
+    assert left_out == trains | {"click", "llguidance"}  # of which vLLM brings its own

@@ -16,7 +16,12 @@ from handbill.cli import app
 from handbill.clients.merchant import Merchant, Policy
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Recipe
-from handbill.server.settings import AdapterSettings, SecureAggregation, ServerSettings
+from handbill.server.settings import (
+    AdapterSettings,
+    InterestSettings,
+    SecureAggregation,
+    ServerSettings,
+)
 from handbill.serving.config import PREFIX, ServingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +106,7 @@ def table_after(heading):
     return found
 
 
-TABLES = {"adapter", "recipe", "optimizer", "secure_aggregation"}
+TABLES = {"adapter", "recipe", "optimizer", "secure_aggregation", "interest"}
 
 
 @pytest.mark.parametrize(
@@ -112,11 +117,22 @@ TABLES = {"adapter", "recipe", "optimizer", "secure_aggregation"}
         ("`[recipe]`:", Recipe, set()),
         ("`[optimizer]`:", ServerOptimizer, set()),
         ("`[secure_aggregation]`:", SecureAggregation, set()),
+        ("`[interest]`:", InterestSettings, set()),
         ("`policy.toml`: what", Policy, set()),
         ("`merchant.toml`: what", Merchant, set()),
         ("Settings of the service", ServingConfig, set()),
     ],
-    ids=["server", "adapter", "recipe", "optimizer", "secure", "policy", "merchant", "serving"],
+    ids=[
+        "server",
+        "adapter",
+        "recipe",
+        "optimizer",
+        "secure",
+        "interest",
+        "policy",
+        "merchant",
+        "serving",
+    ],
 )
 def test_every_setting_is_listed_with_its_default(heading, settings, without):
     listed = table_after(heading)

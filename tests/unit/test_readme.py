@@ -182,3 +182,38 @@ def test_the_figures_of_feedback_are_what_was_measured():
         assert f"| `{name}` | {100 * metrics[name]:.1f}% |" in page
     assert metrics["ctr_after"] > max(metrics["ctr_before"], metrics["ctr_control"])
     assert metrics["ctr_gain_least"] > 0
+
+
+def test_the_figures_of_interest_are_what_was_measured():
+    metrics = result("interest")["metrics"]
+    page = (ROOT / "docs" / "interest.md").read_text().replace("**", "")
+    table = page[page.index("| data | arm |") :]
+    names = {
+        "popularity": "popularity",
+        "product_mean": "product mean",
+        "logistic": "logistic, all shops' rows together",
+        "logistic_alone": "logistic, each shop alone",
+        "federated": "ours, federated",
+        "alone": "ours, alone",
+    }
+    found = [name.split(".")[1:] for name in metrics if name.startswith("auc.")]
+    assert len(found) == 24
+    for data, arm, epsilon in found:
+        part = table.split("| rent_the_runway_interest,")[data == "rent_the_runway_interest"]
+        figures = f"{metrics[f'auc.{data}.{arm}.{epsilon}']:.3f}"
+        ece = metrics.get(f"ece.{data}.{arm}.{epsilon}")
+        line = f" | {names[arm]} | {epsilon} | {figures} |{'' if ece is None else f' {ece:.3f}'} |"
+        assert line in part, line
+
+
+def test_ours_beats_popularity_but_where_the_page_says_not():
+    metrics = result("interest")["metrics"]
+    behind = {
+        (data, epsilon)
+        for data in ("amazon_reviews_en", "rent_the_runway_interest")
+        for epsilon in ("none", "8", "4", "1")
+        if metrics[f"auc.{data}.federated.{epsilon}"] <= metrics[f"auc.{data}.popularity.none"]
+    }
+    assert behind == {("rent_the_runway_interest", "1")}
+    page = (ROOT / "docs" / "interest.md").read_text()
+    assert "**At ε = 1 nothing is learnt there**" in page

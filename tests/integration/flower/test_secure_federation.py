@@ -2,14 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from handbill.clients.merchant import Policy
 from handbill.clients.secure_sums import ROSTER_FILE
+from handbill.clients.studies import INTEREST_FOLDER
 from handbill.federation.messages import Recipe
 from handbill.generator.artifacts import verify
+from handbill.generator.model_specs import held, read_interest
+from handbill.privacy.accounting import epsilon
 from handbill.server.operate import drive
 from handbill.server.registry import open_registry
-from handbill.server.settings import AdapterSettings
+from handbill.server.settings import AdapterSettings, InterestSettings
 from handbill.simulations.grammar import SHOPS as VOICES
 from handbill.simulations.grammar import Draws, read_vocabulary
 from handbill.simulations.market import write_shop
@@ -36,6 +41,7 @@ def federation(tmp_path_factory, tiny_base, running):
         recipe=Recipe(
             warmup_rounds=1, warmup_rows=8, rounds=1, personal_steps=0, expected_users=16
         ),
+        interest=InterestSettings(buckets=64, hidden=4, rounds=1, expected_users=16),
     ) as running_one:
         yield running_one
 
@@ -91,3 +97,26 @@ def test_everybody_holds_the_operators_roster(federation, facts):
         assert json.loads(shown.stdout) == roster
         assert len((federation.shop(shop) / ROSTER_FILE).read_text().splitlines()) == len(SHOPS)
     assert roster["head"] in federation.command("client", "roster", "--shop", SHOPS[0]).stdout
+
+
+def test_a_run_of_interest_is_summed_paid_from_the_same_ledgers_and_given_out(federation, facts):
+    done = federation.command("server", "train", "--model", "interest", "--run", "tastes")
+    assert done.returncode == 0, done.stderr
+    registry = open_registry(federation.server)
+    last = registry.last_committed("tastes")
+    folder = registry.store.path(last.aggregate)
+    manifest = verify(folder, registry.public_key)
+    registry.database.close()
+    assert (held(manifest.files), manifest.sums) == ("interest", [len(last.survivors)])
+    spec, made = read_interest(folder)
+    stated = {s["merchant"]: s["epsilon"] for s in manifest.privacy}
+    for shop in last.survivors:
+        slots, events = federation.reservations(shop)
+        assert [slot[0] for slot in slots] == ["secure", "tastes"]
+        policy = Policy.load(federation.shop(shop))
+        whole = epsilon(events, delta=policy.delta)
+        assert stated[shop] == pytest.approx(whole)
+        assert whole > epsilon(events[:1], delta=policy.delta)
+        kept, weights = read_interest(federation.shop(shop) / INTEREST_FOLDER)
+        assert kept == spec
+        assert all(np.array_equal(weights[name], made[name]) for name in made)

@@ -97,9 +97,10 @@ class Home:
 
 
 @contextmanager
-def running(root, *more):
+def running(root, *more, engine="torch"):
     """A service with a global model and one of acme's own; bolt has none."""
-    base = resolve_base(str(make_tiny_base(root / "base")))
+    hidden = 128 if engine == "vllm" else 64  # vLLM's CPU build has no smaller heads than 32
+    base = resolve_base(str(make_tiny_base(root / "base", hidden=hidden)))
     home = Home(root, RandomPublisher(root, base), Collector())
     home.publish("", 1)
     home.publisher.publish("acme", 1, seed=7)
@@ -116,12 +117,13 @@ def running(root, *more):
         page = free.getsockname()[1]
     home.page = f"http://127.0.0.1:{page}"
     options = ["--home", str(root), "--base", str(base.path), "--port", "0", *more]
-    options += ["--metrics-port", str(page)]
+    options += ["--engine", engine, "--metrics-port", str(page)]
     environment = os.environ | {
         **{f"HANDBILL_TEST_{i}": str(root) for i in range(5)},
         "HANDBILL_SERVING_CONTEXT_TOKENS": "1000",
         "HANDBILL_SERVING_MAX_TOKENS": "900",
         "HANDBILL_SERVING_THREADS": "1",
+        "HANDBILL_SERVING_MAX_RANK": "8",
         "HANDBILL_SERVING_POLL_S": "0.2",
         "HANDBILL_SERVING_TRACES": home.collector.url,
     }
@@ -152,8 +154,8 @@ def running(root, *more):
 
 
 @pytest.fixture(scope="package")
-def home(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("home")) as one:
+def home(tmp_path_factory, engine_kind):
+    with running(tmp_path_factory.mktemp("home"), engine=engine_kind) as one:
         yield one
 
 

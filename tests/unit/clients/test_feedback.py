@@ -179,12 +179,12 @@ def test_of_held_out_shoppers_nothing_is_learnt(trainer):
     assert all(row.text != "A warm lamp." for row in made.users.held_out)
 
 
-def test_pairs_become_pairs_of_token_ids(trainer):
+def test_pairs_become_pairs_of_token_ids(trainer, tiny_model):
     made = trainer(clicked([NEWCOMER]), feedback="preference")
     assert any(isinstance(row, Pair) for rows in made.users.lessons for row in rows)
     recipe = Recipe(max_prompt_tokens=300, expected_users=8)
-    usable = made._usable(recipe)
-    assert sum(isinstance(row, EncodedPair) for rows in usable for row in rows) == 1
+    users = made.study(tiny_model.spec).users(recipe)
+    assert sum(isinstance(row, EncodedPair) for rows in users for row in rows) == 1
 
 
 def test_training_stops_when_descriptions_are_written_worse(trainer, tiny_model):
@@ -195,15 +195,14 @@ def test_training_stops_when_descriptions_are_written_worse(trainer, tiny_model)
     rows = made.encode(made.users.catalogue[:8], recipe)
     good = plain_step(tiny_model, rows, learning_rate=5.0, batch_rows=8)
     tiny_model.load(good)
-    stop = made._early_stop(tiny_model, recipe)
+    stop = made.study(tiny_model.spec).early_stop(recipe)
     assert isinstance(stop, CatalogueStop)
     assert stop.go_on()
     tiny_model.load(zero)  # as if a step had undone what was learnt of descriptions
     assert not stop.go_on()
     assert all(np.array_equal(stop.best()[name], good[name]) for name in good)
-    assert (
-        trainer([], stop_at_rise=0.0)._early_stop(tiny_model, recipe) is None
-    )  # off unless it is asked for
+    off = trainer([], stop_at_rise=0.0)  # unless it is asked for
+    assert off.study(tiny_model.spec).early_stop(recipe) is None
 
 
 @pytest.mark.parametrize(

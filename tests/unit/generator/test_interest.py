@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from handbill.errors import ArtifactError
-from handbill.generator.interest import InterestModel, Seen, hash_features
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec, Seen, hash_features
 from handbill.privacy.events import PrivateSteps
 from handbill.privacy.lora_gradients import LoraGradients
 from handbill.privacy.noise import TestingNoise
@@ -18,7 +19,7 @@ BUCKETS = 64
 
 @pytest.fixture
 def model():
-    return InterestModel(buckets=BUCKETS, hidden=4)
+    return InterestModel(InterestSpec(buckets=BUCKETS, hidden=4, spread=1.0))
 
 
 def seen(liked, **facts):
@@ -72,4 +73,4 @@ def test_private_steps_teach_a_taste(model):
 
 def test_weights_of_another_model_are_refused(model):
     with pytest.raises(ArtifactError):
-        model.load(InterestModel(buckets=BUCKETS, hidden=5).tensors())
+        model.load(InterestModel(InterestSpec(buckets=BUCKETS, hidden=5, spread=1.0)).tensors())

@@ -1,4 +1,4 @@
-"""What decision 13 rests on: with A frozen, updates of different ranks average exactly."""
+"""What decisions 13 and 18 rest on: with A frozen, updates average and add exactly."""
 
 import numpy as np
 
@@ -35,3 +35,16 @@ def test_the_mean_of_padded_updates_is_the_mean_of_the_changes_to_the_model(
         mean = np.mean([update[b] for update in padded], axis=0)
         told = whole.alpha / whole.rank * mean @ a[name]
         np.testing.assert_allclose(told, np.mean([c[n] for c in changes], axis=0), atol=1e-5)
+
+
+def test_an_own_adapter_is_what_joining_its_ranks_to_the_global_one_would_give(
+    tiny_base, random_update
+):
+    """Decision 19: the server adds a shop's update to the global B, and seals the sum."""
+    spec = specs()[-1]
+    everyones, shops = (random_update(trained_shapes(spec, tiny_base), seed) for seed in (1, 2))
+    for name, a in fixed_projections(spec, tiny_base).items():
+        b = name.replace(".lora_A.", ".lora_B.")
+        own = (everyones[b] + shops[b]).astype(np.float32)
+        joined = np.hstack([everyones[b], shops[b]]) @ np.vstack([a, a])  # twice the rank
+        np.testing.assert_allclose(own @ a, joined, atol=1e-4)

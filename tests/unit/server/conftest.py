@@ -82,7 +82,7 @@ class Federation:
             "recipe": recipe,
         }
 
-    def start_again(self, **settings):
+    def start_again(self, what="copy", **settings):
         """A new process: nothing of the old one is left but the disk."""
         self.registry.database.close()
         self.cable.forget()
@@ -94,6 +94,7 @@ class Federation:
             self.registry,
             ServerSettings(**self.settings),
             model=self.model,
+            what=what,
         )
 
     def train(self, *, publish=False, **settings):

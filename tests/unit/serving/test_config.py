@@ -34,6 +34,8 @@ def test_a_variable_that_does_not_parse_is_named():
         {"prefix_cache_bytes": -1},
         {"dtype": "int8"},
         {"device": "tpu"},
+        {"engine": "tgi"},
+        {"dtype": "float16", "engine": "vllm"},
         {"port": 70000},
         {"max_tokens": 4096},
         {"burst": 1},

@@ -16,83 +16,8 @@ from handbill.serving.sampling import Rules
 from handbill.serving.schemas import MAX_SCHEMA_CHARS, SchemaTrial
 from handbill.serving.sequences import Sampling
 
-TAG = {"enum": ["new", "sale", None, 3]}
-SHORT = {"type": "string", "maxLength": 6}
-SCHEMAS = {
-    "product": {
-        "type": "object",
-        "properties": {
-            "title": SHORT,
-            "price": {"type": "integer", "minimum": 0, "maximum": 99},
-            "tags": {"type": "array", "items": TAG, "minItems": 1, "maxItems": 2},
-            "day": {"type": "string", "format": "date"},
-        },
-        "required": ["title", "price", "tags", "day"],
-        "additionalProperties": False,
-    },
-    "either": {
-        "anyOf": [
-            {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3},
-            {"type": "object", "properties": {"n": {"type": "number", "minimum": -5}}},
-        ],
-    },
-    "reference": {
-        "$defs": {"word": {"type": "string", "pattern": "^[a-z]{1,4}$"}},
-        "type": "object",
-        "properties": {"a": {"$ref": "#/$defs/word"}, "b": {"$ref": "#/$defs/word"}},
-        "required": ["a", "b"],
-        "additionalProperties": False,
-    },
-    "any object": {"type": "object"},
-    "constant": {"const": {"a": [1, 2], "b": 'Ä\n"日'}},
-    "count": {"type": "array", "items": {"type": "null"}, "minItems": 3, "maxItems": 3},
-}
-ENDLESS = {"either", "any object"}  # a text of them may go on for ever
-WAYS = (
-    {"temperature": 0.0},
-    {"temperature": 1.0, "top_p": 0.9},
-    {"temperature": 1.5, "repetition_penalty": 1.5, "min_tokens": 9},
-    {"temperature": 1e-45, "no_repeat_ngram_size": 1},
-    {"num_beams": 3},
-    {"num_beams": 2, "no_repeat_ngram_size": 2},
-)
-
-
-async def answer(engine, sequence):
-    text, reason = "", None
-    async for delta in engine.submit(sequence):
-        text, reason = text + delta.text, delta.finish_reason
-    return text, reason
-
-
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_every_answer_is_valid_or_was_cut_however_it_is_chosen(make_engine, sequence, name):
-    schema = json.dumps(SCHEMAS[name])
-
-    async def main():
-        engine = make_engine(context_tokens=1000)
-        wanted = [
-            sequence(i, adapter=str(i % 3), json_schema=schema, **{"max_tokens": 120, **how})
-            for i, how in enumerate(WAYS)
-        ]
-        return await asyncio.gather(*(answer(engine, each) for each in wanted))
-
-    answers = asyncio.run(main())
-    whole = [text for text, reason in answers if reason == "stop"]
-    for text in whole:
-        jsonschema.validate(json.loads(text), SCHEMAS[name], jsonschema.Draft202012Validator)
-    assert all(reason in {"stop", "length"} for _, reason in answers)
-    assert len(whole) >= (0 if name in ENDLESS else len(WAYS))
-
-
-def test_a_grammar_reaches_its_own_row_only(make_engine, sequence, write):
-    schema = json.dumps(SCHEMAS["product"])
-    wanted = [
-        sequence(i, temperature=1.0, json_schema=schema if i % 2 else "", max_tokens=40)
-        for i in range(8)
-    ]
-    alone = write(make_engine(), wanted, together=False)
-    assert write(make_engine(), wanted, together=True) == alone
+WORD = {"type": "string", "pattern": "^[a-z]{1,4}$"}
+WORDS = {"type": "array", "items": WORD, "minItems": 1, "maxItems": 3}
 
 
 def test_an_adapter_whose_numbers_run_over_still_writes_what_the_schema_takes(
@@ -105,16 +30,16 @@ def test_an_adapter_whose_numbers_run_over_still_writes_what_the_schema_takes(
 
     async def main():
         engine = make_engine(load=load)
-        schema = json.dumps(SCHEMAS["reference"])
+        schema = json.dumps(WORDS)
         ways = ({"temperature": 1.0}, {}, {"num_beams": 2})
         wanted = [
             sequence(1, adapter="huge", json_schema=schema, max_tokens=60, **how) for how in ways
         ]
-        return await asyncio.gather(*(answer(engine, each) for each in wanted))
+        return [[delta async for delta in engine.submit(each)] for each in wanted]
 
-    for text, reason in asyncio.run(main()):
-        assert reason == "stop"
-        jsonschema.validate(json.loads(text), SCHEMAS["reference"])
+    for deltas in asyncio.run(main()):
+        assert deltas[-1].finish_reason == "stop"
+        jsonschema.validate(json.loads("".join(delta.text for delta in deltas)), WORDS)
 
 
 def test_fewer_texts_than_beams_repeat_the_last(make_engine, sequence):
@@ -179,22 +104,6 @@ def test_a_schema_cannot_loosen_itself(guides):
 SLOW = {"anyOf": [{"type": "string", "pattern": f"^(.*{i}.*){{3}}$"} for i in range(200)]}
 
 
-def test_a_schema_that_becomes_too_complex_ends_its_own_request_only(make_engine, sequence, write):
-    wanted = [sequence(i, temperature=1.0) for i in range(3)]
-
-    async def main():
-        engine = make_engine()
-        slow = answer(engine, sequence(9, json_schema=json.dumps(SLOW), max_tokens=30))
-        slow_searched = answer(engine, sequence(9, json_schema=json.dumps(SLOW), num_beams=2))
-        others = [answer(engine, each) for each in wanted]
-        return await asyncio.gather(slow, slow_searched, *others, return_exceptions=True)
-
-    first, second, *others = asyncio.run(main())
-    assert isinstance(first, SchemaError)
-    assert isinstance(second, SchemaError)
-    assert [text for text, _ in others] == write(make_engine(), wanted, together=False)
-
-
 @pytest.mark.parametrize(
     "schema",
     [
@@ -229,12 +138,12 @@ def test_a_schema_that_takes_minutes_to_read_is_refused_and_the_next_is_read(tri
     """Its own process pays, and another takes that one's place."""
 
     async def main():
-        await trial.check("acme", json.dumps(SCHEMAS["product"]))
+        await trial.check("acme", '{"type": "object"}')
         first = trial._process.pid
         with pytest.raises(SchemaError, match="too complex"):
             await trial.check("acme", '{"type": "integer", "multipleOf": 999983}')
         assert trial._process is None
-        await trial.check("acme", json.dumps(SCHEMAS["either"]))
+        await trial.check("acme", '{"type": "array"}')
         assert trial._process.pid != first
 
     asyncio.run(main())

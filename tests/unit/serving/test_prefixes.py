@@ -1,6 +1,3 @@
-import asyncio
-from itertools import pairwise
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +6,6 @@ from hypothesis import strategies as st
 from handbill.serving.cache import PromptCache, Shape
 from handbill.serving.prefill import Key
 from handbill.serving.prefixes import PrefixCache
-from handbill.serving.sequences import Sampling, Sequence
 
 SHAPE = Shape(layers=2, heads=1, head_size=2, device=torch.device("cpu"), dtype=torch.float32)
 A_POSITION = SHAPE.zeros(1, 1).nbytes
@@ -76,38 +72,3 @@ def test_a_tenant_that_sends_much_pushes_out_its_own():
         key = Key("bolt", "", (number, *range(4)))
         cache.keep(key, run(cache.start(key), key))
     assert cache.start(quiet).filled == 2
-
-
-def test_answers_are_the_same_with_and_without_token_for_token(make_engine, sequence, write):
-    asked = []
-    for number in range(8):  # prompts that begin alike, with branches; twice the same at the end
-        whole = sequence(4, adapter=str(number % 2), max_tokens=24, temperature=number % 3 / 2)
-        cut = len(whole.prompt) - 3 * (number % 4)
-        prompt = (*whole.prompt[:cut], *range(20, 20 + 2 * number))
-        asked.append(
-            Sequence(tenant="acme", prompt=prompt, adapter=whole.adapter, sampling=whole.sampling)
-        )
-    asked += asked[-2:]
-    cached = make_engine(prefix_cache_bytes=2**24)
-    found = write(cached, asked, together=False)
-    again = write(cached, asked, together=True)
-    plain = make_engine(prefix_cache_bytes=0)
-    assert found == again == write(plain, asked, together=False)
-    assert asyncio.run(cached.stats()).prefix_hits >= 16
-    assert asyncio.run(plain.stats()).prefix_hits == 0
-
-
-def test_the_same_prompt_by_another_tenant_is_a_miss(make_engine, write):
-    engine = make_engine(prefix_cache_bytes=2**24)
-
-    def ask(tenant):
-        prompt = tuple(range(10, 40))
-        text = write(
-            engine, [Sequence(tenant=tenant, prompt=prompt, sampling=Sampling())], together=True
-        )
-        stats = asyncio.run(engine.stats())
-        return text, stats.prefix_hits, stats.prefix_misses
-
-    answers = [ask(tenant) for tenant in ("acme", "acme", "bolt", "bolt")]
-    assert [counts for _, *counts in answers] == [[0, 1], [1, 1], [1, 2], [2, 2]]
-    assert all(one[0] == other[0] for one, other in pairwise(answers))

@@ -26,13 +26,16 @@ def test_before_anything_is_published_the_base_model_is_served(tmp_path, base):
 
 
 def test_own_channel_then_the_global_one(publisher, adapters, registry):
+    """An own adapter holds the global one it was trained on, whatever everyone is served later."""
     everyone = publisher.seal(adapters.folder(0))
     own = publisher.seal(adapters.folder(1), "acme", parent=everyone, version=3)
-    publisher.point("", everyone)
+    later = publisher.seal(adapters.folder(2), version=4)
     publisher.point("acme", own)
-    assert served(registry) == own
-    assert served(registry, "bolt") == everyone
-    assert registry.route("acme").fingerprint == f"tenant-v3-{own[7:15]}-on-{everyone[7:15]}"
+    for digest in (everyone, later, everyone):
+        publisher.point("", digest)
+        assert served(registry) == own
+        assert served(registry, "bolt") == digest
+        assert registry.route("acme").fingerprint == f"tenant-v3-{own[7:15]}-on-{everyone[7:15]}"
 
 
 def test_publish_and_rollback_are_picked_up_while_running(publisher, adapters, registry):

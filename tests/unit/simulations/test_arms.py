@@ -9,7 +9,8 @@ import pytest
 from handbill.clients.merchant import Policy
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Recipe
-from handbill.generator.interest import InterestModel, Seen, hash_features
+from handbill.generator.interest import InterestModel
+from handbill.generator.interest_spec import InterestSpec, Seen, hash_features
 from handbill.privacy.accounting import epsilon
 from handbill.privacy.events import PrivateSteps
 from handbill.simulations.arms import Arms, Settings, Shop
@@ -39,7 +40,11 @@ def shop(name, seed):
 
 @pytest.fixture
 def arms():
-    return Arms(InterestModel(buckets=32, hidden=4), [shop("a", 1), shop("b", 2)], SETTINGS)
+    return Arms(
+        InterestModel(InterestSpec(buckets=32, hidden=4, spread=1.0)),
+        [shop("a", 1), shop("b", 2)],
+        SETTINGS,
+    )
 
 
 def test_every_arm_learns_something_and_what_was_given_is_remembered(arms):

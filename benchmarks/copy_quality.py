@@ -1,0 +1,242 @@
+"""How good the copy of each generator is, beside what people wrote for the same products.
+
+``python benchmarks/copy_quality.py --data DIR --work DIR`` takes hours on one core. DIR holds the public data sets adgen_zh,
+kobe_zh, amazon_office_industrial_en and xrec_reasons_en, which are not part of this repository. Generators are trained on
+what is not held out, write several candidates for held-out products, and are measured as drawn (the first candidate),
+reranked, polished, and both. Every training and every cell is kept in the work folder: a run that was cut off goes on, and
+a set is reported as far as its cells are there (``--only SYSTEM`` and ``--sets`` choose what is made).
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from copy_quality_data import FILES, read_set
+from copy_quality_lora import ARMS, LoraArms
+
+from handbill.errors import InputError
+from handbill.generator.classic.kinds import load_critic
+from handbill.generator.copies import Copy
+from handbill.generator.copy_table import measure, rounded
+from handbill.generator.fidelity import vocabulary
+from handbill.generator.generators import (
+    CARD,
+    default_schedule,
+    load_writer,
+    read_card,
+    train_generator,
+)
+from handbill.generator.perplexity import Perplexity
+from handbill.generator.polish import polish
+from handbill.generator.rerank import rerank
+from handbill.simulations.results import write_result
+
+RESULT: Final = Path(__file__).parent / "results" / "copy_quality.json"
+# Set -> the corpus its generators are trained on: both Chinese sets make one.
+CORPORA: Final = {
+    "adgen_zh": ("adgen_zh", "kobe_zh"),
+    "kobe_zh": ("adgen_zh", "kobe_zh"),
+    "amazon_office_industrial_en": ("amazon_office_industrial_en",),
+    "xrec_reasons_en": ("xrec_reasons_en",),
+}
+CLASSIC: Final = ("seq2seq", "cvae", "gan")
+SYSTEMS: Final = {
+    "adgen_zh": ("causal", *CLASSIC),
+    "kobe_zh": ("causal", *CLASSIC),
+    "amazon_office_industrial_en": (*CLASSIC, *ARMS),
+    "xrec_reasons_en": ARMS,
+}
+VARIANTS: Final = ("", "_reranked", "_polished", "_both")
+CANDIDATES: Final = 8
+LORA_CANDIDATES: Final = 4
+PAST: Final = 20  # pieces chosen before that a candidate should not repeat
+NOTES: Final = (
+    "DATA.SYSTEM.METRIC; DATA.human is what people wrote for the same products, measured against nothing but the product. "
+    "SYSTEM is as drawn (first of the candidates), SYSTEM_reranked the best of them by `generator.rerank` with its own weights, "
+    "the discriminator of the set's GAN as its critic where there is one, SYSTEM_polished and SYSTEM_both after polish. All "
+    "draw with temperature 0.7 and top-p 0.9. causal is a small Llama trained here on both Chinese sets; seq2seq, cvae and gan "
+    "on the same pairs. base is SmolLM2-135M-Instruct; central, federated and private are LoRA on it by the product's recipe "
+    "(private: epsilon 8). On amazon_office_industrial_en the unit of privacy is a product, since no shopper is in "
+    "it. perplexity is under causal for Chinese, which favours causal itself, and under SmolLM2 for English. A product, title or shopper "
+    "is on one side only. English copy is cut after the last sentence that ends within 320 characters. train.KIND: how each "
+    "generator was trained."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """The folders, and how much is made."""
+
+    data: Path
+    work: Path
+    rows: int
+    lora_rows: int
+    epochs: int
+
+    def sides(self, name: str) -> tuple[list[Copy], list[Copy]]:
+        """To train on and held out."""
+        return read_set(self.data, name)
+
+    def tested(self, name: str, system: str = "") -> list[Copy]:
+        """The first held-out products, fewer for the large models."""
+        most = self.lora_rows if system in ARMS else self.rows
+        return self.sides(name)[1][:most]
+
+    def generator(self, name: str, kind: str) -> Path:
+        """The folder of a generator trained for a set; trained now if it is not there."""
+        corpus = CORPORA[name]
+        folder = self.work / f"{name[-2:]}-{kind}"
+        if not (folder / CARD).is_file():
+            copies = [copy for part in corpus for copy in self.sides(part)[0]]
+            start = self.generator(name, "seq2seq") if kind == "gan" else None
+            schedule = default_schedule(kind, epochs=0 if kind == "gan" else self.epochs)
+            print(f"train {folder.name}", flush=True)
+            train_generator(kind, copies, folder, schedule=schedule, start=start, say=print)
+        return folder
+
+    @cached_property
+    def lora(self) -> LoraArms:
+        """The arms on the large base model."""
+        return LoraArms(self.work)
+
+    def cell(self, name: str, system: str, *, make: bool) -> list[Copy]:
+        """A system's candidates for a set; [] where they are not there and not to be made."""
+        products = self.tested(name, system)
+        file = self.work / "cells" / f"{name}.{system}.json"
+        n = LORA_CANDIDATES if system in ARMS else CANDIDATES
+        asked = {"products": [one.id for one in products], "candidates": n}
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if found["asked"] == asked:
+                return _with(products, found["texts"])
+        if not make:
+            return []
+        start = time.perf_counter()
+        if system in ARMS:
+            writer = self.lora.writer(system, name, self.sides(name)[0])
+        else:
+            writer = load_writer(str(self.generator(name, system)))
+        texts = writer.write(products, n=n, seed=0)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"asked": asked, "texts": texts}, ensure_ascii=False))
+        print(f"{name}.{system}: written in {time.perf_counter() - start:.0f} s", flush=True)
+        return _with(products, texts)
+
+    def critic(self, name: str) -> Callable[[str], float] | None:
+        """The discriminator of the set's GAN, if it is trained."""
+        folder = self.work / f"{name[-2:]}-gan"
+        if "gan" not in SYSTEMS[name] or not (folder / CARD).is_file():
+            return None
+        return load_critic(folder)
+
+    def perplexity(self, name: str) -> Callable[[Sequence[str]], float]:
+        """Under our own Chinese model, or the English base."""
+        if name.endswith("en"):
+            return Perplexity("smollm2-135m")
+        return Perplexity(str(self.generator(name, "causal")))
+
+
+def _with(products: Sequence[Copy], texts: Sequence[Sequence[str]]) -> list[Copy]:
+    return [
+        replace(one, text=some[0] or "-", candidates=tuple(text or "-" for text in some))
+        for one, some in zip(products, texts, strict=True)
+    ]
+
+
+def variants(cell: Sequence[Copy], critic: Callable[[str], float] | None) -> dict[str, list[Copy]]:
+    """The copy as drawn, reranked, polished, and both."""
+    known = vocabulary(cell)
+    chosen: list[Copy] = []
+    for one in cell:
+        before = [past.text for past in chosen[-PAST:]]
+        best = rerank(one, critic=critic, known=known, before=before)[0]
+        chosen.append(replace(one, text=best.text))
+
+    def polished(copies: Sequence[Copy]) -> list[Copy]:
+        return [replace(one, text=polish(one)[0]) for one in copies]
+
+    made = (list(cell), chosen, polished(cell), polished(chosen))
+    return dict(zip(VARIANTS, made, strict=True))
+
+
+def report(bench: Bench, name: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Metrics and table rows of a set, of the cells that are there."""
+    critic = bench.critic(name)
+    systems: dict[str, list[Copy]] = {}
+    for system in SYSTEMS[name]:
+        if cell := bench.cell(name, system, make=False):
+            systems |= {f"{system}{v}": made for v, made in variants(cell, critic).items()}
+    if not systems:
+        return {}, []
+    human = [
+        replace(one, text=one.references[0], references=one.references[1:])
+        for one in bench.tested(name)
+    ]
+    rows = measure({**systems, "human": human}, perplexity=bench.perplexity(name))
+    rows.pop("reference", None)
+    metrics: dict[str, float] = {}
+    table = []
+    for system, row in rows.items():
+        told = {metric: value for metric, value in rounded(row).items() if value is not None}
+        metrics |= {f"{name}.{system}.{metric}": value for metric, value in told.items()}
+        table.append({"input": name, "system": system, **told})
+    return metrics, table
+
+
+def trained(work: Path) -> dict[str, float]:
+    """How the generators that are there were trained."""
+    found: dict[str, float] = {}
+    for folder in sorted(work.glob("*-*")):
+        if card := read_card(folder):
+            about = {k: card[k] for k in ("steps", "pairs", "parameters", "held_out_loss")}
+            about |= card.get("latent", {})
+            about |= {"told_apart": card["told_apart"]} if "told_apart" in card else {}
+            found |= {f"train.{folder.name}.{key}": value for key, value in about.items()}
+    return found
+
+
+def main() -> None:
+    """Make the cells that are missing, measure, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="Folder of the data sets.")
+    parser.add_argument("--work", type=Path, required=True, help="Folder of what is trained.")
+    parser.add_argument("--sets", nargs="*", default=list(FILES), choices=list(FILES))
+    parser.add_argument("--only", nargs="*", help="Make these systems' cells only; none: report.")
+    parser.add_argument("--rows", type=int, default=100, help="Held-out products of a set.")
+    parser.add_argument("--lora-rows", type=int, default=24, help="The same for the LoRA arms.")
+    parser.add_argument("--epochs", type=int, default=0, help="Of likelihood training.")
+    parser.add_argument("--results", type=Path, default=RESULT)
+    asked = parser.parse_args()
+    bench = Bench(
+        data=asked.data,
+        work=asked.work,
+        rows=asked.rows,
+        lora_rows=asked.lora_rows,
+        epochs=asked.epochs,
+    )
+    metrics: dict[str, float] = {}
+    table: list[dict[str, Any]] = []
+    for name in asked.sets:
+        for system in SYSTEMS[name]:
+            if asked.only is None or system in asked.only:
+                bench.cell(name, system, make=True)
+        found, rows = report(bench, name)
+        metrics |= found
+        table += rows
+    metrics |= trained(asked.work)
+    command = f"python benchmarks/copy_quality.py --data PATH --work PATH --rows {asked.rows} --lora-rows {asked.lora_rows} --epochs {asked.epochs}"
+    write_result(asked.results, command=command, metrics=metrics, table=table, notes=NOTES)
+    for row in table:
+        print(json.dumps(row, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (InputError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,97 @@
+"""``handbill generator``: train what writes copy from nothing, and let it write."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handbill.clients.cli import AsJson
+
+generator_app = typer.Typer(
+    help="Train a generator of copy from nothing, and write with it.", no_args_is_help=True
+)
+
+
+@generator_app.command("train")
+def train(
+    *,
+    kind: Annotated[str, typer.Option(help="causal, seq2seq, cvae or gan.")] = "causal",
+    data: Annotated[
+        list[Path], typer.Option(help="Products with copy, as JSON lines; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the generator.")],
+    epochs: Annotated[int, typer.Option(min=0, help="Times over the data; 0: the kind's own.")] = 0,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="End after so many with what is best by then; 0: never.")
+    ] = 0,
+    tokens: Annotated[int, typer.Option(min=300, help="Size of the vocabulary.")] = 5000,
+    start: Annotated[
+        Path | None, typer.Option(help="For gan: a seq2seq on the same data to go on from.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train on products with the copy people wrote for them, and stop when held-out copy gets no better.
+
+    A training that was cut off goes on when the same command is given again. The result is not
+    differentially private: train on published copy, or keep it with the shop.
+    """
+    from handbill.generator.copies import read_copies
+    from handbill.generator.generators import default_schedule, train_generator
+
+    copies = [copy for file in data for copy in read_copies(file, written=False)]
+    schedule = default_schedule(kind, epochs=epochs, seed=seed)
+    found = train_generator(
+        kind,
+        copies,
+        out,
+        schedule=schedule,
+        tokens=tokens,
+        start=start,
+        minutes=minutes or math.inf,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    if as_json:
+        facts = {"folder": str(out), "steps": found.steps, "held_out_loss": found.held_out_loss}
+        typer.echo(json.dumps({**facts, **found.facts}, indent=2, ensure_ascii=False))
+        return
+    typer.echo(
+        f"wrote {out}: {kind}, {found.steps:,} steps, held-out loss {found.held_out_loss:.3f}"
+    )
+
+
+@generator_app.command("write")
+def write(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Products, as JSON lines.")],
+    *,
+    generator: Annotated[
+        str, typer.Option(help="Folder of a generator, or a base model by name, folder or hub id.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the copy goes, as JSON lines.")],
+    candidates: Annotated[
+        int, typer.Option(min=1, max=64, help="Pieces for each product, for `evaluate rerank`.")
+    ] = 1,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, max=2, help="How freely words are drawn.")
+    ] = 0.7,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same.")] = 0,
+) -> None:
+    """Write copy for each product of a file, ready for `handbill evaluate run`, or to choose from."""
+    from handbill.clients.evaluate_command import write_lines
+    from handbill.generator.copies import copy_of, read_objects
+    from handbill.generator.generators import load_writer
+
+    given = [
+        (copy_of(fields, where, written=False), fields) for where, fields in read_objects(file)
+    ]
+    texts = load_writer(generator, temperature=temperature).write(
+        [copy for copy, _ in given], n=candidates, seed=seed
+    )
+    lines = []
+    for (_, fields), found in zip(given, texts, strict=True):
+        several = {"candidates": found} if candidates > 1 else {}
+        lines.append(json.dumps({**fields, "text": found[0], **several}, ensure_ascii=False) + "\n")
+    write_lines(out, lines)
+    typer.echo(f"wrote {out}: {len(lines)} products, {candidates} pieces each")

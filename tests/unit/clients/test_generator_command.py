@@ -1,0 +1,67 @@
+"""``handbill generator``: from products with copy to a generator, and from it to copy that can be chosen from."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from handbill.cli import app
+from handbill.errors import InputError
+
+COLOURS = ("红色", "白色", "黑色", "蓝色", "绿色", "灰色")
+
+
+def lines(path, *, copy):
+    rows = []
+    for n in range(60):
+        colour = COLOURS[n % len(COLOURS)]
+        row = {"id": str(n), "title": "外套", "language": "zh", "attributes": {"颜色": colour}}
+        if copy:
+            row["references"] = [f"这件{colour}外套，款式{n}，穿着舒适。"]
+        rows.append(json.dumps(row, ensure_ascii=False))
+    path.write_text("\n".join(rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def handbill(tmp_path):
+    def run(*args):
+        result = CliRunner().invoke(app, [*map(str, args)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return run
+
+
+def test_copy_is_learnt_from_written_chosen_and_measured(tmp_path, handbill):
+    known, asked = lines(tmp_path / "known", copy=True), lines(tmp_path / "asked", copy=False)
+    options = ("--data", known, "--tokens", 400, "--epochs", 1)
+    train = ("generator", "train", *options)
+    facts = handbill(*train, "--kind", "seq2seq", "--out", tmp_path / "s", "--json")
+    assert json.loads(facts[facts.index("{") :])["schedule"]["epochs"] == 1
+    out = handbill(*train, "--kind", "gan", "--start", tmp_path / "s", "--out", tmp_path / "g")
+    assert f"wrote {tmp_path / 'g'}: gan" in out
+    write = ("generator", "write", asked, "--generator", tmp_path / "g")
+    several = tmp_path / "several"
+    handbill(*write, "--candidates", 3, "--out", several)
+    rows = [json.loads(line) for line in several.read_text(encoding="utf-8").splitlines()]
+    assert [len(row["candidates"]) for row in rows] == [3] * 60
+    assert rows[0]["attributes"] == {"颜色": "红色"}
+    chosen = tmp_path / "chosen"
+    told = handbill(
+        "evaluate", "rerank", several, "--critic", tmp_path / "g", "--out", chosen, "--json"
+    )
+    parts = json.loads(told.splitlines()[0])["ranked"][0]["parts"]
+    assert 0 < parts["critic"] < 1
+    handbill("evaluate", "run", chosen, "--out", tmp_path / "table")
+    assert "coverage" in json.loads((tmp_path / "table" / "table.json").read_text())["metrics"]
+
+
+def test_what_cannot_be_trained_is_said(tmp_path):
+    asked = lines(tmp_path / "asked", copy=False)
+    train = ["generator", "train", "--data", str(asked), "--out", str(tmp_path / "x")]
+    with pytest.raises(InputError, match="no copy to learn from"):
+        CliRunner().invoke(app, train, catch_exceptions=False)
+    with pytest.raises(InputError, match="not one of causal, seq2seq, cvae, gan"):
+        CliRunner().invoke(app, [*train, "--kind", "rnn"], catch_exceptions=False)
+    assert not (tmp_path / "x").exists()
