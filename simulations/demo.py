@@ -40,6 +40,7 @@ MARK: Final = "demo.json"
 WORLD: Final = ("server", "serving", "shops", "market", "logs")
 PING_WARM: Final = "ping warm"
 PING_COLD: Final = "ping cold"
+NOTEBOOK: Final = {"title": "Field notebook", "shopper": "sketching outdoors", "explain": True}
 COLD_STAGE: Final = "time a round without the warm trainer"
 
 
@@ -303,11 +304,7 @@ class Demo:
                 )
                 reply = http.post(
                     f"{url}/v1/copy",
-                    json={
-                        "title": "Field notebook",
-                        "shopper": "sketching outdoors",
-                        "explain": True,
-                    },
+                    json=NOTEBOOK,
                     headers={"Authorization": f"Bearer {keys[shop]}"},
                 )
                 # A small model may write nothing but claims: the refusal is an answer too.
