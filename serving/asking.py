@@ -44,6 +44,10 @@ async def begin_copy(gateway: Gateway, asked: Asked, body: CopyBody) -> Begun:
     """Begin copy for a product, for one shopper or for all."""
     tracking = await run_in_threadpool(tracking_of, gateway, asked.caller, body)
     body = tracking.body
+    if body.explain and not gateway.config.explains:
+        raise BadRequestError(
+            "explain: this service's engine does not score texts; leave it out", param="explain"
+        )
     scenarios = gateway.scenarios.of(asked.caller.tenant)
     product = body.request(scenarios)
     check_polish(body, scenarios)

@@ -184,6 +184,11 @@ class ServingConfig:
         return self.max_replicas or self.replicas
 
     @property
+    def explains(self) -> bool:
+        """Whether the engine scores texts, which an explanation takes."""
+        return self.engine == "torch"
+
+    @property
     def most_beams(self) -> int:
         """Beams a request may search with; 1 is no search."""
         return min(self.max_choices, self.max_batch) if self.engine == "torch" else 1

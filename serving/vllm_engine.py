@@ -9,7 +9,7 @@ An adapter comes to vLLM from our verified files only. Its weights are handed ov
 a tenant's are locked on the disk, and under a number that no other adapter ever has. Keys and
 values of prompts are found again by the same tenant with the same adapter only.
 
-It never searches: num_beams above 1 is refused.
+It never searches nor scores: num_beams above 1 and explain are refused.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from handbill.generator.base_models import BaseModel
 from handbill.serving.errors import BadRequestError, SchemaError, UnavailableError
 from handbill.serving.guides import TOO_COMPLEX, Guides
 from handbill.serving.schemas import styled
-from handbill.serving.sequences import LEAST, Delta, Sampling, Sequence
+from handbill.serving.sequences import Sampling, Sequence
 from handbill.serving.text import AnswerText
 from handbill.serving.threaded import (
     SPARE,
@@ -176,6 +176,10 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
                 "leave num_beams out",
                 param="num_beams",
             )
+        if sequence.scored:  # with adapters in memory, vLLM 0.32 on a CPU fails when asked for them
+            raise BadRequestError(
+                "explain: this service's engine does not score texts; leave it out", param="explain"
+            )
         if how.json_schema:  # refused here, by our limits, and not in the middle of a step
             await asyncio.to_thread(self._guides.start, how.json_schema)
         return [
@@ -208,18 +212,15 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
     def _begin(self, request: VllmRequest) -> None:
         from vllm.exceptions import VLLMValidationError
         from vllm.inputs import tokens_input
-        from vllm.sampling_params import SamplingParams
 
-        sequence, how = request.sequence, _params(request.how, self._ends)
-        if sequence.scored:  # its one token is not read
-            how = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
+        sequence = request.sequence
         held = self._loras.acquire(sequence.adapter)
         self._active[request.id] = request
         try:
             self._engine.add_request(
                 request.id,
-                tokens_input([*sequence.prompt, *sequence.scored], cache_salt=sequence.tenant),
-                how,
+                tokens_input(list(sequence.prompt), cache_salt=sequence.tenant),
+                _params(request.how, self._ends),
                 lora_request=self._loras.lora(held),
             )
         except (ValueError, VLLMValidationError) as error:  # one request must not stop the others
@@ -238,10 +239,6 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
                 self._misses += not output.num_cached_tokens
             piece = output.outputs[0]
             request.over = piece.finish_reason is not None
-            if request.sequence.scored:
-                if request.over:
-                    request.deliver(_scores(request.sequence.scored, output.prompt_logprobs))
-                continue
             self._deliver(request, piece.token_ids)
             if request.over and not request.done:
                 request.deliver(UnavailableError("The engine stopped this answer."))
@@ -266,14 +263,6 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
         for request in gone:
             del self._active[request.id]
             self._loras.release(request.sequence.adapter)
-
-
-def _scores(scored: Collection[int], prompt: list[Any]) -> Delta:
-    """The log-likelihoods of a text, which was the end of a prompt."""
-    pairs = zip(scored, prompt[-len(scored) :], strict=True)
-    found = (float(logprobs[token].logprob) for token, logprobs in pairs)
-    logprobs = tuple(max(LEAST, one) if one == one else LEAST for one in found)  # noqa: PLR0124 - NaN
-    return Delta(text="", n_tokens=0, finish_reason="stop", logprobs=logprobs)
 
 
 def _vllm(device: str, **settings: Any) -> Any:

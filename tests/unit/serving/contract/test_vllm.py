@@ -45,9 +45,11 @@ def test_it_writes_what_our_engine_writes(base, adapters, make_engine, sequence,
     assert write(make_engine(), asked, together=True) == expected
 
 
-def test_a_search_is_refused_before_anything_waits(make_engine, sequence):
+def test_a_search_and_a_score_are_refused_before_anything_waits(make_engine, sequence):
     async def main():
         engine = make_engine()
+        with pytest.raises(BadRequestError, match="explain: this service's engine does not"):
+            await anext(engine.submit(replace(sequence(1), scored=(40, 41))))
         with pytest.raises(BadRequestError, match="num_beams=2: this service's engine does not"):
             await anext(engine.submit(sequence(1, num_beams=2)))
         return await engine.stats()
