@@ -17,7 +17,7 @@ from handbill.serving.repository import Repository
 
 pytestmark = pytest.mark.integration
 
-COPY = "import typer; from handbill.serving.cli import copy; typer.run(copy)"
+COPY = "import typer; from handbill.serving.copy_command import copy; typer.run(copy)"
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
