@@ -139,6 +139,7 @@ class Trainer:
     def _receive(self, asked: Instruction, weights: Tensors, digest: str) -> bytes:
         """Keep what a run made; nothing is trained and nothing spent."""
         self.policy.check_base(asked, base_digest=self._base.digest)
+        _check_finite(weights)
         self._journal.admit(asked, digest)
         study = self.study(asked.spec)
         study.model.load(weights)  # refuses what is not of its form
@@ -149,10 +150,7 @@ class Trainer:
         """Train in a round, and give out the update or enter the sum that it will be in."""
         statement, roster = detach(weights, STATEMENT), detach(weights, ROSTER)
         rate = self.policy.check(asked, base_digest=self._base.digest)
-        if not all(v.dtype == np.float32 and np.isfinite(v).all() for v in weights.values()):
-            raise NonFiniteUpdateError(
-                "the weights that came are not finite numbers; nothing spent"
-            )
+        _check_finite(weights)
         self._journal.admit(asked, digest)
         content: Tensors = {}
         if asked.phase == "share":  # before anything is spent
@@ -337,6 +335,12 @@ def as_gradients(updates: Sequence[Tensors], recipe: Recipe) -> list[Tensors]:
     """
     scale = np.float32(-1.0 / (recipe.learning_rate * recipe.local_steps))
     return [{name: scale * value for name, value in update.items()} for update in updates]
+
+
+def _check_finite(weights: Tensors) -> None:
+    """Refuse weights from which nothing can be learnt, and which would be kept."""
+    if not all(v.dtype == np.float32 and np.isfinite(v).all() for v in weights.values()):
+        raise NonFiniteUpdateError("the weights that came are not finite numbers; nothing spent")
 
 
 def _check_time(expires_at: float) -> None:

@@ -45,13 +45,13 @@ class Shop:
         (folder / "copy.csv").write_text("\n".join(["who,what,title,copy", *rows]) + "\n")
         replace(Merchant.load(self.home), data=str(folder)).save(self.home)
 
-    def ask(self, *, recipe=RECIPE, attempt=1):
+    def ask(self, *, recipe=RECIPE, attempt=1, stage="global"):
         asked = Instruction(
             merchant="shop-a",
             run="run-1",
             round=1,
             attempt=attempt,
-            stage="global",
+            stage=stage,
             parent="",
             base_digest=self.base.digest,
             spec=self.model.spec,
@@ -87,6 +87,17 @@ class Shop:
 @pytest.fixture
 def shop(make_home, tiny_base, tiny_model):
     return Shop(make_home(SERVER.public_key()), tiny_base, tiny_model)
+
+
+def test_weights_that_are_given_out_are_looked_at_before_they_are_kept(shop):
+    kept = shop.home / "adapters" / "global.safetensors"
+    good, shop.weights = shop.weights, {n: np.full_like(v, np.nan) for n, v in shop.weights.items()}
+    shop.refuses(NonFiniteUpdateError, "not finite numbers", stage="deliver")
+    assert not kept.exists()
+    shop.weights = good
+    shop.ask(stage="deliver")
+    assert kept.exists()
+    assert shop.events() == ()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
