@@ -12,7 +12,7 @@ from typing import Any
 
 from handbill.generator.claims.checker import blocks
 from handbill.generator.copies import Copy
-from handbill.generator.explain import Part, explanation, parts_of
+from handbill.generator.explain import explanation, parts_of
 from handbill.generator.polish import polish
 from handbill.generator.prompts import CopyRequest, Prompt, plain_ids
 from handbill.generator.rerank import Weights, choose
@@ -136,18 +136,11 @@ class Finishing:
         if any(len(found.get(i, ())) != len(target) for i in range(len(prompts))):
             raise UnavailableError("This engine cannot explain copy.")
         whole, *without = (found[i] for i in range(len(prompts)))
-        told = await asyncio.to_thread(self._told, delta.text, parts, whole, without)
+        told = await asyncio.to_thread(
+            explanation, self.tokenizer, delta.text, parts, whole, without
+        )
         cost = sum(len(one.prompt) + len(target) for one in sequences)
         return replace(delta.noted(explanation=told), n_prompt_tokens=cost)
-
-    def _told(
-        self,
-        text: str,
-        parts: Items[Part],
-        whole: Items[float],
-        without: Items[Items[float]],
-    ) -> dict[str, Any]:
-        return explanation(self.tokenizer, text, parts, whole, without)
 
     def _copy(self, text: str, candidates: tuple[str, ...] = ()) -> Copy:
         return Copy(
