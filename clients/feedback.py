@@ -103,7 +103,9 @@ def read_feedback(file: Path) -> ShopFeedback:
     kinds: dict[tuple[str, str], set[str]] = defaultdict(set)
     examples: dict[tuple[str, str], Example] = {}
     events = without_text = unusable = 0
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): JSON may hold other ends of lines, such as U+2028.
+    lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines if any(lines) else (), start=1):
         events += 1
         try:
             event = json.loads(line)

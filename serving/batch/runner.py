@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -34,6 +34,7 @@ _LOOK_S: Final = 0.5
 _TIDY_S: Final = 600.0
 _READ_AHEAD: Final = 32
 _LONGEST_PAUSE_S: Final = 60.0
+_ATTEMPTS: Final = 3  # at a row that fails for no known reason: a full disk passes, a fault does not
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class _Work:
     batch: BatchTable
     rows: deque[BatchRowTable] = field(default_factory=deque)
     writing: set[int] = field(default_factory=set)
+    broke: Counter[int] = field(default_factory=Counter)  # times a row failed for no known reason
     paused_until: float = 0.0
     paused_at: float = 0.0
     pause_s: float = 1.0
@@ -210,6 +212,7 @@ class BatchRunner:
         Raises:
             RateLimitError: The tenant's quota is used up for now.
             UnavailableError: The engine or the adapter cannot be used now.
+            Exception: No known reason, and it has not been tried often enough.
         """
         asked = Asked(
             caller=Caller(tenant=row.tenant_id, key=work.batch.key_id),
@@ -232,6 +235,9 @@ class BatchRunner:
                 raise UnavailableError(refusal["error"]["message"]) from error
             return {"error": refusal["error"]}
         except Exception as error:  # noqa: BLE001 - one row must not hold up the others
+            work.broke[row.number] += 1
+            if work.broke[row.number] < _ATTEMPTS:
+                raise
             log.error("batch_row_broke", extra={"error": type(error).__name__})  # noqa: TRY400
             return {"error": _BROKEN}
 

@@ -86,6 +86,13 @@ def test_what_cannot_be_learnt_from_is_counted(read):
     assert "7946" not in row.request.shopper
 
 
+def test_copy_may_hold_any_end_of_a_line(read):
+    text = "First.\u2028Second.\u0085Third.\nFourth."
+    found = read(event("s1", "c1", text=text), event("s1", "c1", "click", text=text))
+    assert [row.text for row in found.rows("s1", "weighted")] == [text]
+    assert read().by_user == {}
+
+
 def test_the_file_is_the_owners_and_replaced_whole(tmp_path):
     file = tmp_path / FEEDBACK_FILE
     assert write_feedback(file, [event("s1", "c1", "click"), event("s2", "c2", "click")]) == 2

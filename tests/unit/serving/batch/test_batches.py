@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from handbill.serving.asking import begin_copy
 from handbill.serving.batch.runner import LEASE_S, BatchRunner
 from handbill.serving.orm import utc_now
 from handbill.serving.sequences import EngineStats
@@ -252,6 +253,27 @@ def test_a_used_up_quota_holds_a_batch_up_and_says_so(service):
     service.gateway.quotas.set("acme", tokens_per_day=10**6)
     work(service, done(service))
     assert (show(service, batch)["written"], show(service, batch)["reason"]) == (20, "")
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_row_that_fails_for_no_known_reason_is_tried_three_times(service, monkeypatch, times):
+    asked = []
+
+    async def failing(gateway, asked_, body):
+        asked.append(body.title)
+        if body.title == "Lamp 1" and asked.count("Lamp 1") <= times:
+            raise OSError("the disk is full")
+        return await begin_copy(gateway, asked_, body)
+
+    monkeypatch.setattr("handbill.serving.batch.runner.begin_copy", failing)
+    monkeypatch.setattr("handbill.serving.batch.runner._LONGEST_PAUSE_S", 0.02)
+    batch = make(service, titles(3))["id"]
+    work(service, done(service))
+    assert asked.count("Lamp 1") == 3
+    outcome = results(service, batch)["data"][1]
+    assert ("result" in outcome) == (times == 2)
+    assert times == 2 or outcome["error"]["code"] == "internal_error"
+    assert show(service, batch)["written"] == (3 if times == 2 else 2)
 
 
 def test_deleting_stops_a_batch_and_leaves_nothing(service):
