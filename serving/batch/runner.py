@@ -234,7 +234,7 @@ class BatchRunner:
             if status == UnavailableError.status_code:
                 raise UnavailableError(refusal["error"]["message"]) from error
             return {"error": refusal["error"]}
-        except Exception as error:  # noqa: BLE001 - one row must not hold up the others
+        except Exception as error:  # one row must not hold up the others
             work.broke[row.number] += 1
             if work.broke[row.number] < _ATTEMPTS:
                 raise
