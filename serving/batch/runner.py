@@ -34,7 +34,9 @@ _LOOK_S: Final = 0.5
 _TIDY_S: Final = 600.0
 _READ_AHEAD: Final = 32
 _LONGEST_PAUSE_S: Final = 60.0
-_ATTEMPTS: Final = 3  # at a row that fails for no known reason: a full disk passes, a fault does not
+_ATTEMPTS: Final = (
+    3  # at a row that fails for no known reason: a full disk passes, a fault does not
+)
 
 
 @dataclass(slots=True)
