@@ -62,7 +62,7 @@ class MeanAccumulator:
         """
         if not self.count:
             raise RoundError("no update to average")
-        return {n: (total / self.count).astype(np.float32) for n, total in self._sum.items()}
+        return {n: total / np.float32(self.count) for n, total in self._sum.items()}
 
 
 def robust_mean(means: Sequence[Tensors], counts: Sequence[int]) -> Tensors:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -23,8 +24,11 @@ def keystream(key, count):
 
 
 def test_the_stream_is_aes_256_in_counter_mode():
-    # AES-256 of the zero block under the zero key: NIST AESAVS, appendix B, GFSbox/KeySbox base.
-    assert keystream(bytes(32), 4).tobytes().hex() == "dc95c078a2408989ad48a21492842087"
+    # McGrew and Viega, The Galois/Counter Mode of Operation, test case 14: all zeros.
+    assert keystream(bytes(32), 4).tobytes().hex() == "cea7403d4d606b6e074ec5d3baf39d18"
+    second_block = modes.CTR((2).to_bytes(16, "big"))
+    plain = Cipher(algorithms.AES(KEY), second_block).encryptor().update(bytes(4 * (2 * CHUNK + 9)))
+    assert keystream(KEY, 2 * CHUNK + 9).tobytes() == plain
 
 
 def test_chunks_join_into_one_stream():
