@@ -1,7 +1,7 @@
 """What every engine of ours is: a thread that admits, steps and delivers, turn after turn.
 
 An engine's thread owns the model and everything on its device. A turn is: take out what is done,
-admit waiting requests (their adapters read in a helper thread), one step of all that runs.
+admit waiting requests (their adapters read and laid out in a helper thread), one step of all that runs.
 Event loops only ever exchange small values with it. How a step is made is the engine's:
 :mod:`handbill.serving.engine`, :mod:`handbill.serving.vllm_engine`.
 """
@@ -90,7 +90,7 @@ class ThreadedEngine(ABC, Generic[R]):
         self,
         *,
         load: Callable[[str], Adapter],
-        bank: Bank,
+        bank: Bank[Any],
         context: int,
         max_batch: int,
         queue_limit: int,
@@ -100,7 +100,7 @@ class ThreadedEngine(ABC, Generic[R]):
         self._context = context
         self._max_batch = max_batch
         self._tokens = 0
-        self._loading: dict[str, Future[Adapter]] = {}
+        self._loading: dict[str, Future[Any]] = {}  # what the bank made of them
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
         self._queue: FairQueue[R] = FairQueue(queue_limit)
         self._changed = threading.Condition()  # guards _queue and the flags below
@@ -254,12 +254,16 @@ class ThreadedEngine(ABC, Generic[R]):
         found = self._loading.get(digest)
         if found is None:
             if len(self._loading) < _LOADS_AT_ONCE:
-                self._loading[digest] = self._loader.submit(self._load, digest)
+                self._loading[digest] = self._loader.submit(self._read, digest)
                 self._loading[digest].add_done_callback(self._loaded)
             return False
         return found.done() and (found.exception() is not None or self._bank.has_room)
 
-    def _loaded(self, _: Future[Adapter]) -> None:
+    def _read(self, digest: str) -> Any:
+        """In the helper thread, all that takes time: putting it in must not hold up who writes."""
+        return self._bank.prepare(self._load(digest))
+
+    def _loaded(self, _: Future[Any]) -> None:
         with self._changed:
             self._poke()
 
