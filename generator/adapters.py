@@ -85,7 +85,7 @@ class AdapterSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """An adapter read from disk, checked."""
+    """An adapter read from disk, checked; its tensors are parts of the file's bytes, read-only."""
 
     rank: int
     alpha: float
@@ -283,7 +283,7 @@ def _tensors(data: bytes, file: Path) -> Tensors:
     entries = [(name, entry) for name, entry in pairs if name != "__metadata__"]
     if len(dict(entries)) != len(entries):
         raise ArtifactError(f"{file}: a tensor name stands twice in the header")
-    values = np.frombuffer(data, np.float32, offset=8 + length).copy()  # aligned, and to be changed
+    values = np.frombuffer(data, np.float32, offset=8 + length)
     tensors: Tensors = {}
     end = 0
     for name, fields in sorted(entries, key=lambda each: dict(each[1])["data_offsets"]):
@@ -291,7 +291,8 @@ def _tensors(data: bytes, file: Path) -> Tensors:
         (begin, end), previous, shape = entry["data_offsets"], end, entry["shape"]
         if entry["dtype"] != "F32":
             raise ArtifactError(f"{file}: tensor {name[:120]!r} is not finite float32")
-        if begin != previous or end - begin != 4 * math.prod(shape) or min(shape, default=1) < 1:
+        whole = all(type(size) is int and size > 0 for size in shape) and type(begin) is int
+        if not whole or begin != previous or end != begin + 4 * math.prod(shape):
             raise ArtifactError(f"{file}: tensor {name[:120]!r} is not where its header says")
         tensors[name] = values[begin // 4 : end // 4].reshape(shape)
     if end != values.nbytes:
