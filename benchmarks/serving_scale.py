@@ -115,7 +115,7 @@ def main() -> None:
         )
         # Every slot is filled once.
         for wanted in (["0"] * ROWS, [str(n) for n in range(REQUESTS)]):
-            tokens_per_s(engine, wanted, tokens=2)
+            tokens_per_s(engine, wanted, tokens=asked.tokens)
         engine.loads.clear()
         process, generator = psutil.Process(), np.random.default_rng(1)
         before = process.memory_info().rss

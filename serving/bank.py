@@ -20,8 +20,9 @@ P = TypeVar("P")
 
 
 class Bank(ABC, Generic[P]):
-    """Adapters on one model, by numbers that no other ever gets. Used by one thread only, but for
-    :meth:`prepare`.
+    """Adapters on one model, by numbers that no other ever gets.
+
+    Used by one thread only, but for :meth:`prepare`.
 
     Args:
         shapes: Output and input size of every module an adapter may change.

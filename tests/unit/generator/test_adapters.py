@@ -76,9 +76,7 @@ def test_what_is_no_plain_adapter_is_refused(tmp_path, data, match):
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    where=st.floats(0, 1), change=st.binary(min_size=1, max_size=3), removed=st.integers(0, 3)
-)
+@given(where=st.floats(0, 1), change=st.binary(min_size=1, max_size=3), removed=st.integers(0, 3))
 def test_a_damaged_file_is_refused_or_read_as_the_library_reads_it(
     tmp_path_factory, where, change, removed
 ):
