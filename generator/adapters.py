@@ -11,15 +11,14 @@ Shapes: A (rank, in), B (out, rank).
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save
 
 from handbill.errors import ArtifactError, InputError
 from handbill.generator.base_models import BaseModel
@@ -85,7 +84,7 @@ class AdapterSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """An adapter read from disk, checked; its tensors are parts of the file's bytes, read-only."""
+    """An adapter read from disk, checked; its tensors are read-only."""
 
     rank: int
     alpha: float
@@ -234,7 +233,14 @@ def read_adapter(folder: Path, *, files: Mapping[str, bytes] | None = None) -> A
         if refused or config.get("bias", "none") != "none":
             raise ArtifactError(f"{folder / CONFIG_FILE}: not a plain LoRA adapter {refused}")
         tensors = _tensors(read_bounded(file, files), file)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         raise ArtifactError(f"{folder}: not a readable adapter ({error})") from error
     for name, value in tensors.items():
         other = (
@@ -271,35 +277,21 @@ def read_bounded(file: Path, files: Mapping[str, bytes] | None = None) -> bytes:
 
 
 def _tensors(data: bytes, file: Path) -> Tensors:
-    """What a safetensors file holds, as parts of one array: they are looked at once, not each.
-
-    As strict as the library, which copies every tensor: they lie one behind the other, with no
-    gap, from the header to the file's end.
-    """
+    """What a safetensors file holds; all numbers are looked at once, not tensor by tensor."""
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= min(_MAX_HEADER_BYTES, len(data) - 8):
         raise ArtifactError(f"{file}: header of {length} bytes refused")
     pairs = json.loads(data[8 : 8 + length], object_pairs_hook=list)
-    entries = [(name, entry) for name, entry in pairs if name != "__metadata__"]
-    if len(dict(entries)) != len(entries):
+    names = [name for name, _ in pairs if name != "__metadata__"]
+    if len(set(names)) != len(names):
         raise ArtifactError(f"{file}: a tensor name stands twice in the header")
-    values = np.frombuffer(data, np.float32, offset=8 + length)
-    tensors: Tensors = {}
-    end = 0
-    for name, fields in sorted(entries, key=lambda each: dict(each[1])["data_offsets"]):
-        entry = dict(fields)
-        (begin, end), previous, shape = entry["data_offsets"], end, entry["shape"]
-        if entry["dtype"] != "F32":
-            raise ArtifactError(f"{file}: tensor {name[:120]!r} is not finite float32")
-        whole = all(type(size) is int and size > 0 for size in shape) and type(begin) is int
-        if not whole or begin != previous or end != begin + 4 * math.prod(shape):
-            raise ArtifactError(f"{file}: tensor {name[:120]!r} is not where its header says")
-        tensors[name] = values[begin // 4 : end // 4].reshape(shape)
-    if end != values.nbytes:
-        raise ArtifactError(f"{file}: {values.nbytes - end} bytes belong to no tensor")
-    if not np.isfinite(values).all():
-        wrong = next(name for name, value in tensors.items() if not np.isfinite(value).all())
-        raise ArtifactError(f"{file}: tensor {wrong[:120]!r} is not finite float32")
+    tensors: Tensors = load(data)
+    # The library takes no gaps: from the header to the end there are tensors and nothing else.
+    wrong = [name for name, value in tensors.items() if value.dtype != np.float32]
+    if not wrong and not np.isfinite(np.frombuffer(data, np.float32, offset=8 + length)).all():
+        wrong = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if wrong:
+        raise ArtifactError(f"{file}: tensor {wrong[0][:120]!r} is not finite float32")
     return tensors
 
 
