@@ -8,6 +8,7 @@ lookarounds and quantifiers.
 """
 
 import re
+from functools import cache
 from string import ascii_lowercase, digits
 from typing import Final
 
@@ -33,30 +34,31 @@ def _after(pattern: str, letter: str) -> list[str]:
 
 
 def _after_sequence(text: str, letter: str) -> list[str]:
-    if text.startswith(r"\b"):
-        return _after_sequence(text[2:], letter)
-    if text.startswith(("(?!", "(?=")):
-        end = _closing(text)
-        ahead = "|".join(_after(text[3:end], letter))
-        rests = _after_sequence(text[end + 1 :], letter)
-        if text[2] == "=" and not ahead:
-            return []
-        return [f"({text[1:3]}{ahead}){rest}" for rest in rests] if ahead else rests
-    if text.startswith(("(?<!", "(?<=")):
-        end = _closing(text)
-        return [f"{text[:end]}{letter}){rest}" for rest in _after_sequence(text[end + 1 :], letter)]
+    """The same of a pattern without alternatives of its own."""
     if not text:
         return []
-    first = _TOKEN.match(text)
-    assert first
-    size = _closing(text) + 1 if first[0] == "(" else first.end()
+    if text.startswith(r"\b"):
+        return _after_sequence(text[2:], letter)
+    if not text.startswith(("(?!", "(?=", "(?<")):
+        return _after_atom(text, letter)
+    end = _closing(text)
+    rests = _after_sequence(text[end + 1 :], letter)
+    if text.startswith("(?<"):
+        return [f"{text[:end]}{letter}){rest}" for rest in rests]
+    ahead = "|".join(_after(text[3:end], letter))
+    if ahead:
+        return [f"({text[1:3]}{ahead}){rest}" for rest in rests]
+    return rests if text[2] == "!" else []
+
+
+def _after_atom(text: str, letter: str) -> list[str]:
+    """The same of a pattern that begins with a character, a class or a group, and its quantifier."""
+    size = _closing(text) + 1 if text[0] == "(" else len(next(_TOKEN.finditer(text))[0])
     atom, behind = text[:size], text[size:]
     if atom.startswith("(?:"):
         rests = _after(atom[3:-1], letter)
         if len(rests) > 1:
             rests = [f"(?:{'|'.join(rests)})"]  # What comes behind the group is there once.
-    elif atom[0] == "(":
-        raise ValueError(f"a word's pattern cannot begin with {atom!r}")
     else:
         rests = [""] if re.fullmatch(atom, letter, re.A) else []
     found = _QUANTIFIER.match(behind)
@@ -82,6 +84,7 @@ def _once_less(found: re.Match[str]) -> tuple[int, str]:
     return least, f"{{{max(least - 1, 0)},{most}}}{found[4]}"
 
 
+@cache
 def _choices(pattern: str) -> list[str]:
     """The alternatives of a pattern."""
     choices, start, depth = [], 0, 0
@@ -93,6 +96,7 @@ def _choices(pattern: str) -> list[str]:
     return [*choices, pattern[start:]]
 
 
+@cache
 def _closing(text: str) -> int:
     """Where the group closes that a text begins with."""
     depth = 0
