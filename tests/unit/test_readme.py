@@ -105,10 +105,6 @@ def test_the_table_of_a_decode_step_is_what_was_measured():
             assert f"| {row['rows']} | {before:.0f} | {after:.0f} | {times} | {share} |" in page
 
 
-@pytest.mark.skipif(
-    not (ROOT / "benchmarks" / "results" / "serving_scale.json").is_file(),
-    reason="not measured yet",
-)
 def test_the_table_of_many_adapters_is_what_was_measured():
     page = (ROOT / "docs" / "serving.md").read_text()
     found = result("serving_scale")
