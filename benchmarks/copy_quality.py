@@ -82,9 +82,9 @@ class Bench:
         """To train on and held out."""
         return read_set(self.data, name)
 
-    def tested(self, name: str, system: str = "") -> list[Copy]:
-        """The first held-out products, fewer for the large models."""
-        most = self.lora_rows if system in ARMS else self.rows
+    def tested(self, name: str) -> list[Copy]:
+        """The first held-out products, the same for all systems; fewer where the large models write too."""
+        most = self.lora_rows if ARMS[0] in SYSTEMS[name] else self.rows
         return self.sides(name)[1][:most]
 
     def generator(self, name: str, kind: str) -> Path:
@@ -106,7 +106,7 @@ class Bench:
 
     def cell(self, name: str, system: str, *, make: bool) -> list[Copy]:
         """A system's candidates for a set; [] where they are not there and not to be made."""
-        products = self.tested(name, system)
+        products = self.tested(name)
         file = self.work / "cells" / f"{name}.{system}.json"
         n = LORA_CANDIDATES if system in ARMS else CANDIDATES
         asked = {"products": [one.id for one in products], "candidates": n}
@@ -207,8 +207,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="Folder of what is trained.")
     parser.add_argument("--sets", nargs="*", default=list(FILES), choices=list(FILES))
     parser.add_argument("--only", nargs="*", help="Make these systems' cells only; none: report.")
-    parser.add_argument("--rows", type=int, default=100, help="Held-out products of a set.")
-    parser.add_argument("--lora-rows", type=int, default=24, help="The same for the LoRA arms.")
+    parser.add_argument("--rows", type=int, default=100, help="Held-out products of a Chinese set.")
+    parser.add_argument("--lora-rows", type=int, default=24, help="Of an English set.")
     parser.add_argument("--epochs", type=int, default=0, help="Of likelihood training.")
     parser.add_argument("--results", type=Path, default=RESULT)
     asked = parser.parse_args()
