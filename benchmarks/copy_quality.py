@@ -9,10 +9,11 @@ a set is reported as far as its cells are there (``--only SYSTEM`` and ``--sets`
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,6 +78,7 @@ class Bench:
     rows: int
     lora_rows: int
     epochs: int
+    minutes: float = math.inf
 
     def sides(self, name: str) -> tuple[list[Copy], list[Copy]]:
         """To train on and held out."""
@@ -96,7 +98,15 @@ class Bench:
             start = self.generator(name, "seq2seq") if kind == "gan" else None
             schedule = default_schedule(kind, epochs=0 if kind == "gan" else self.epochs)
             print(f"train {folder.name}", flush=True)
-            train_generator(kind, copies, folder, schedule=schedule, start=start, say=print)
+            train_generator(
+                kind,
+                copies,
+                folder,
+                schedule=schedule,
+                start=start,
+                minutes=self.minutes,
+                say=partial(print, flush=True),
+            )
         return folder
 
     @cached_property
@@ -210,6 +220,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100, help="Held-out products of a Chinese set.")
     parser.add_argument("--lora-rows", type=int, default=24, help="Of an English set.")
     parser.add_argument("--epochs", type=int, default=0, help="Of likelihood training.")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="End each training then.")
     parser.add_argument("--results", type=Path, default=RESULT)
     asked = parser.parse_args()
     bench = Bench(
@@ -218,6 +229,7 @@ def main() -> None:
         rows=asked.rows,
         lora_rows=asked.lora_rows,
         epochs=asked.epochs,
+        minutes=asked.minutes,
     )
     metrics: dict[str, float] = {}
     table: list[dict[str, Any]] = []
