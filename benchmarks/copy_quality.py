@@ -58,14 +58,14 @@ LORA_CANDIDATES: Final = 4
 PAST: Final = 20  # pieces chosen before that a candidate should not repeat
 NOTES: Final = (
     "DATA.SYSTEM.METRIC; DATA.human is what people wrote for the same products, measured against nothing but the product. "
-    "SYSTEM is as drawn (first of the candidates), SYSTEM_reranked the best of them by `generator.rerank` with its own weights, "
+    "SYSTEM is as drawn (first of 8 candidates, of 4 by SmolLM2), SYSTEM_reranked the best of them by `generator.rerank` with its own weights, "
     "the discriminator of the set's GAN as its critic where there is one, SYSTEM_polished and SYSTEM_both after polish. All "
     "draw with temperature 0.7 and top-p 0.9. causal is a small Llama trained here on both Chinese sets; seq2seq, cvae and gan "
     "on the same pairs. base is SmolLM2-135M-Instruct; central, federated and private are LoRA on it by the product's recipe "
     "(private: epsilon 8). On amazon_office_industrial_en the unit of privacy is a product, since no shopper is in "
     "it. perplexity is under causal for Chinese, which favours causal itself, and under SmolLM2 for English. A product, title or shopper "
     "is on one side only. English copy is cut after the last sentence that ends within 320 characters. train.KIND: how each "
-    "generator was trained."
+    "generator was trained; where steps are fewer than planned_steps it stopped by its held-out loss or was ended early."
 )
 
 
@@ -144,11 +144,12 @@ class Bench:
             return None
         return load_critic(folder)
 
-    def perplexity(self, name: str) -> Callable[[Sequence[str]], float]:
-        """Under our own Chinese model, or the English base."""
+    def perplexity(self, name: str) -> Callable[[Sequence[str]], float] | None:
+        """Under the English base, or our own Chinese model if it is trained."""
         if name.endswith("en"):
             return Perplexity("smollm2-135m")
-        return Perplexity(str(self.generator(name, "causal")))
+        folder = self.work / f"{name[-2:]}-causal"
+        return Perplexity(str(folder)) if (folder / CARD).is_file() else None
 
 
 def _with(products: Sequence[Copy], texts: Sequence[Sequence[str]]) -> list[Copy]:
@@ -204,7 +205,9 @@ def trained(work: Path) -> dict[str, float]:
     for folder in sorted(work.glob("*-*")):
         if card := read_card(folder):
             about = {k: card[k] for k in ("steps", "pairs", "parameters", "held_out_loss")}
-            about |= card.get("latent", {})
+            planned = card["schedule"]
+            per_epoch = math.ceil(card["pairs"] / planned["batch_rows"])
+            about |= {"planned_steps": planned["epochs"] * per_epoch, **card.get("latent", {})}
             about |= {"told_apart": card["told_apart"]} if "told_apart" in card else {}
             found |= {f"train.{folder.name}.{key}": value for key, value in about.items()}
     return found
@@ -242,6 +245,7 @@ def main() -> None:
         table += rows
     metrics |= trained(asked.work)
     command = f"python benchmarks/copy_quality.py --data PATH --work PATH --rows {asked.rows} --lora-rows {asked.lora_rows} --epochs {asked.epochs}"
+    command += "" if asked.minutes == math.inf else f" --minutes {asked.minutes:g}"
     write_result(asked.results, command=command, metrics=metrics, table=table, notes=NOTES)
     for row in table:
         print(json.dumps(row, ensure_ascii=False))

@@ -14,7 +14,7 @@ from handbill.errors import InputError
 from handbill.generator.classic.kinds import load_critic
 from handbill.generator.copies import Copy, read_copies
 from handbill.generator.fidelity import attribute_coverage, vocabulary
-from handbill.generator.generators import load_writer
+from handbill.generator.generators import CARD, KINDS, load_writer, read_card
 from handbill.generator.polish import polish
 from handbill.generator.rerank import rerank
 from handbill.generator.scenarios import shipped
@@ -22,7 +22,6 @@ from handbill.generator.scenarios import shipped
 ROOT: Final = Path(__file__).resolve().parents[1]
 PRODUCTS: Final = ROOT / "benchmarks" / "data" / "invented_zh.jsonl"
 PAGE: Final = ROOT / "docs" / "copy-samples.md"
-CLASSIC: Final = ("seq2seq", "cvae", "gan")
 DESCRIPTION: Final = "product_description"
 # What two of the scenarios need besides a product.
 ASKED: Final = {"question": "这款质量怎么样？", "reviews": "质量不错，很喜欢；尺寸刚好，物流也快。"}
@@ -52,9 +51,10 @@ def section(title: str, products: Sequence[Copy], texts: Sequence[str]) -> Itera
         yield f"{product.id}. **{named(product)}**{told}: {text.replace('*', '＊') or '-'}"
 
 
-def best(products: Sequence[Copy], texts: Sequence[Sequence[str]], critic: Path) -> list[str]:
-    """Of each product's candidates the first of `rerank`, polished."""
-    known, judge, chosen = vocabulary(products), load_critic(critic), list[str]()
+def best(products: Sequence[Copy], texts: Sequence[Sequence[str]], gan: Path) -> list[str]:
+    """Of each product's candidates the first of `rerank`, polished; the GAN's verdict counts if there is one."""
+    judge = load_critic(gan) if (gan / CARD).is_file() else None
+    known, chosen = vocabulary(products), list[str]()
     for product, some in zip(products, texts, strict=True):
         one = replace(product, candidates=tuple(text or "-" for text in some))
         ranked = rerank(one, critic=judge, known=known, before=chosen)
@@ -68,24 +68,25 @@ def page(work: Path) -> Iterator[str]:
         replace(one, request=replace(one.request, scenario=DESCRIPTION))
         for one in read_copies(PRODUCTS, written=False)
     ]
+    cards = {kind: card for kind in KINDS if (card := read_card(work / f"zh-{kind}"))}
     yield HEAD.rstrip("\n")
+    for kind, card in cards.items():
+        yield f"\n{kind} had {card['steps']:,} steps of training; held-out loss {card['held_out_loss']:.2f} nats a token."
+    for kind in cards:
+        texts = load_writer(str(work / f"zh-{kind}")).write(products, n=8, seed=0)
+        yield from section(f"{kind}, {DESCRIPTION}", products, [some[0] for some in texts])
+        chosen = best(products, texts, work / "zh-gan")
+        yield from section(f"{kind}, {DESCRIPTION}, best of 8, polished", products, chosen)
     writer = load_writer(str(work / "zh-causal"))
-    texts = writer.write(products, n=8, seed=0)
-    yield from section(f"causal, {DESCRIPTION}", products, [some[0] for some in texts])
-    chosen = best(products, texts, work / "zh-gan")
-    yield from section(f"causal, {DESCRIPTION}, best of 8, polished", products, chosen)
-    for kind in CLASSIC:
-        classic = load_writer(str(work / f"zh-{kind}")).write(products, seed=0)
-        yield from section(f"{kind}, {DESCRIPTION}", products, [some[0] for some in classic])
     for name, scenario in shipped().all.items():
-        if name != DESCRIPTION:
-            needed = {field: ASKED[field] for field in scenario.needs}
-            asked = [
-                replace(one, request=replace(one.request, scenario=name, **needed))
-                for one in products
-            ]
-            found = writer.write(asked, seed=0)
-            yield from section(f"causal, {name}", asked, [some[0] for some in found])
+        if name == DESCRIPTION:
+            continue
+        needed = {field: ASKED[field] for field in scenario.needs}
+        asked = [
+            replace(one, request=replace(one.request, scenario=name, **needed)) for one in products
+        ]
+        found = writer.write(asked, seed=0)
+        yield from section(f"causal, {name}", asked, [some[0] for some in found])
 
 
 def main() -> None:
