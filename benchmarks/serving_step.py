@@ -152,7 +152,7 @@ class After:
         self.model = Llama(model, positions=POSITIONS)
         self.bank = AdapterBank(self.model.stacks, slots=len(adapters), max_rank=RANK)
         for number, adapter in enumerate(adapters):
-            self.bank.put(str(number), adapter)
+            self.bank.put(str(number), self.bank.prepare(adapter))
 
     def start(self, prompts: Tensor, *, adapters: bool) -> Tensor:
         rows, length = prompts.shape

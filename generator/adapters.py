@@ -11,7 +11,7 @@ Shapes: A (rank, in), B (out, rank).
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -84,7 +84,7 @@ class AdapterSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """An adapter read from disk, checked."""
+    """An adapter read from disk, checked; its tensors are read-only."""
 
     rank: int
     alpha: float
@@ -203,23 +203,23 @@ def check_tensors(tensors: Tensors, shapes: dict[str, Shape]) -> None:
             raise ArtifactError(f"tensor {name}: holds NaN or infinity")
 
 
-def read_adapter(folder: Path, *, weights: bytes | None = None) -> Adapter:
+def read_adapter(folder: Path, *, files: Mapping[str, bytes] | None = None) -> Adapter:
     """Read an adapter in PEFT's layout, whoever wrote it.
 
     The safetensors header is checked before anything is allocated: size caps, no duplicate
     names, only LoRA tensors in float32, each A with its B and a matching rank.
 
     Args:
-        folder: Its files.
-        weights: Its weights, where those in the folder are locked
-            (:func:`handbill.generator.vault.open_adapter`).
+        folder: Where it lies.
+        files: Its configuration and weights, where they were read before or are locked in the
+            folder (:func:`handbill.generator.vault.open_adapter`).
 
     Raises:
         ArtifactError: Naming the file and what is wrong with it.
     """
     file = folder / WEIGHTS_FILE
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = json.loads(read_bounded(folder / CONFIG_FILE, files))
         kind = str(config.get("peft_type"))[:40]
         if kind != "LORA":
             raise ArtifactError(
@@ -232,10 +232,15 @@ def read_adapter(folder: Path, *, weights: bytes | None = None) -> Adapter:
         ]
         if refused or config.get("bias", "none") != "none":
             raise ArtifactError(f"{folder / CONFIG_FILE}: not a plain LoRA adapter {refused}")
-        data = read_bounded(file) if weights is None else weights
-        _check_header(data, file)
-        tensors: Tensors = load(data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        tensors = _tensors(read_bounded(file, files), file)
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         raise ArtifactError(f"{folder}: not a readable adapter ({error})") from error
     for name, value in tensors.items():
         other = (
@@ -248,27 +253,31 @@ def read_adapter(folder: Path, *, weights: bytes | None = None) -> Adapter:
             raise ArtifactError(
                 f"{file}: tensor {name[:120]!r} is not one half of a rank-{rank} pair"
             )
-        if value.dtype != np.float32 or not np.isfinite(value).all():
-            raise ArtifactError(f"{file}: tensor {name[:120]!r} is not finite float32")
     return Adapter(rank=rank, alpha=alpha, tensors=tensors)
 
 
-def read_bounded(file: Path) -> bytes:
-    """The bytes of a file of weights, whole, if it is not absurdly large.
+def read_bounded(file: Path, files: Mapping[str, bytes] | None = None) -> bytes:
+    """The bytes of a file of an adapter, whole, if it is not absurdly large.
+
+    Args:
+        file: Its path.
+        files: Files of its folder, if they were read before.
 
     Raises:
         ArtifactError: It is, or is empty, or cannot be read.
     """
     try:
-        size = file.stat().st_size
+        data = None if files is None else files.get(file.name, b"")
+        size = file.stat().st_size if data is None else len(data)
         if not 8 < size <= _MAX_FILE_BYTES:
             raise ArtifactError(f"{file}: {size} bytes, over {_MAX_FILE_BYTES} or empty")
-        return file.read_bytes()
+        return file.read_bytes() if data is None else data
     except OSError as error:
         raise ArtifactError(f"{file}: cannot be read ({error.strerror})") from error
 
 
-def _check_header(data: bytes, file: Path) -> None:
+def _tensors(data: bytes, file: Path) -> Tensors:
+    """What a safetensors file holds; all numbers are looked at once, not tensor by tensor."""
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= min(_MAX_HEADER_BYTES, len(data) - 8):
         raise ArtifactError(f"{file}: header of {length} bytes refused")
@@ -276,6 +285,14 @@ def _check_header(data: bytes, file: Path) -> None:
     names = [name for name, _ in pairs if name != "__metadata__"]
     if len(set(names)) != len(names):
         raise ArtifactError(f"{file}: a tensor name stands twice in the header")
+    tensors: Tensors = load(data)
+    # The library takes no gaps: from the header to the end there are tensors and nothing else.
+    wrong = [name for name, value in tensors.items() if value.dtype != np.float32]
+    if not wrong and not np.isfinite(np.frombuffer(data, np.float32, offset=8 + length)).all():
+        wrong = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if wrong:
+        raise ArtifactError(f"{file}: tensor {wrong[0][:120]!r} is not finite float32")
+    return tensors
 
 
 def linear_shapes(base: BaseModel, names: Collection[str] = ALL_LINEAR) -> dict[str, Shape]:

@@ -175,11 +175,7 @@ def load_public_key(source: Path | bytes) -> Ed25519PublicKey:
 def describe_files(folder: Path) -> dict[str, FileEntry]:
     """Digest and size of every file of an adapter folder (manifest and signature aside)."""
     entries = {}
-    for file in sorted(folder.iterdir()):
-        if file.name in {MANIFEST_FILE, SIGNATURE_FILE}:
-            continue
-        if file.is_symlink() or not file.is_file():
-            raise ArtifactError(f"{file}: an artifact holds plain files only")
+    for file in _plain_files(folder):
         with file.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
         entries[file.name] = FileEntry(sha256=digest, size_bytes=file.stat().st_size)
@@ -202,7 +198,16 @@ def seal(folder: Path, *, key: Ed25519PrivateKey, **fields: Any) -> Manifest:
 
 
 def verify(folder: Path, public_key: Ed25519PublicKey) -> Manifest:
+    """Check an artifact; see :func:`read_verified`."""
+    return read_verified(folder, public_key)[0]
+
+
+def read_verified(folder: Path, public_key: Ed25519PublicKey) -> tuple[Manifest, dict[str, bytes]]:
     """Check an artifact: signature first, then the size and digest of every file.
+
+    Returns:
+        Its manifest, and its files: the very bytes that were checked, whatever becomes of the
+        folder afterwards.
 
     Raises:
         ArtifactError: Naming the file that is missing, extra or changed.
@@ -210,11 +215,29 @@ def verify(folder: Path, public_key: Ed25519PublicKey) -> Manifest:
     data = _read_small(folder / MANIFEST_FILE)
     _check_signature(folder / SIGNATURE_FILE, MANIFEST_LABEL + data, public_key)
     manifest = Manifest.from_bytes(data)
-    found = describe_files(folder)
+    files: dict[str, bytes] = {}
+    found = {file.name: file for file in _plain_files(folder)}
     for name in sorted(found.keys() | manifest.files.keys()):
-        if found.get(name) != manifest.files.get(name):
+        entry = manifest.files.get(name)
+        if name in found and entry is not None:
+            with found[name].open("rb") as handle:
+                files[name] = handle.read(entry.size_bytes + 1)
+        if name not in files or entry != _entry(files[name]):
             raise ArtifactError(f"{folder / name}: missing, extra or changed since it was signed")
-    return manifest
+    return manifest, files
+
+
+def _entry(data: bytes) -> FileEntry:
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+
+
+def _plain_files(folder: Path) -> Iterator[Path]:
+    """An artifact's files, manifest and signature aside."""
+    for file in sorted(folder.iterdir()):
+        if file.name not in {MANIFEST_FILE, SIGNATURE_FILE}:
+            if file.is_symlink() or not file.is_file():
+                raise ArtifactError(f"{file}: an artifact holds plain files only")
+            yield file
 
 
 class ArtifactStore:

@@ -107,7 +107,7 @@ def read_tensors(folder: Path, spec: ModelSpec, base: BaseModel) -> Tensors:
     """
     if isinstance(spec, AdapterSpec):
         tensors = read_adapter(folder).tensors
-        return {name: tensors[name] for name in trained_shapes(spec, base)}
+        return {name: tensors[name].copy() for name in trained_shapes(spec, base)}
     found, tensors = read_interest(folder)
     if found != spec:
         raise ArtifactError(f"{folder}: a model of interest of another form")

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from handbill.errors import ArtifactError, InputError, MissingError
 from handbill.generator.adapters import (
+    CONFIG_FILE,
     LOCKED_FILE,
     WEIGHTS_FILE,
     Adapter,
@@ -238,21 +239,34 @@ class Vault:
         )
 
 
-def open_weights(folder: Path, manifest: Manifest, vault: Vault) -> bytes:
+def open_weights(
+    folder: Path, manifest: Manifest, vault: Vault, files: Mapping[str, bytes] | None = None
+) -> bytes:
     """A verified artifact's weights as a safetensors file; the one place where they are unlocked.
+
+    Args:
+        folder: Where it lies.
+        manifest: What was verified.
+        vault: Has the key of its tenant.
+        files: What was verified, where it was kept
+            (:func:`~handbill.generator.artifacts.read_verified`); else it is read again.
 
     Raises:
         ArtifactError: They cannot be unlocked, or are a tenant's and are not locked.
     """
     if manifest.kind == "global":
-        return read_bounded(folder / WEIGHTS_FILE)
+        return read_bounded(folder / WEIGHTS_FILE, files)
     check_locked(manifest)
-    return vault.unlock(manifest.tenant, read_bounded(folder / LOCKED_FILE))
+    return vault.unlock(manifest.tenant, read_bounded(folder / LOCKED_FILE, files))
 
 
-def open_adapter(folder: Path, manifest: Manifest, vault: Vault) -> Adapter:
+def open_adapter(
+    folder: Path, manifest: Manifest, vault: Vault, files: Mapping[str, bytes] | None = None
+) -> Adapter:
     """A verified artifact's adapter, checked; see :func:`open_weights`."""
-    return read_adapter(folder, weights=open_weights(folder, manifest, vault))
+    weights = open_weights(folder, manifest, vault, files)
+    config = read_bounded(folder / CONFIG_FILE, files)
+    return read_adapter(folder, files={CONFIG_FILE: config, WEIGHTS_FILE: weights})
 
 
 def check_locked(manifest: Manifest) -> None:

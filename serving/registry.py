@@ -29,7 +29,7 @@ from handbill.generator.artifacts import (
     check_tenant,
     load_public_key,
     read_channel,
-    verify,
+    read_verified,
 )
 from handbill.generator.base_models import BaseModel
 from handbill.generator.vault import Vault, open_adapter
@@ -159,7 +159,7 @@ class Verifier:
         store = ArtifactStore(self.root / "store")
         if self.key is None or digest not in store:
             raise ArtifactError(f"{digest}: not in the registry's store")
-        manifest = verify(store.path(digest), self.key)
+        manifest, files = read_verified(store.path(digest), self.key)
         if manifest.digest != digest:
             raise ArtifactError(f"{digest}: its folder holds {manifest.digest}")
         if manifest.base_digest != self.base.digest:
@@ -167,7 +167,7 @@ class Verifier:
                 f"{digest}: trained on base {manifest.base_name} ({manifest.base_digest}), this "
                 f"service runs {self.base.name} ({self.base.digest})"
             )
-        return manifest, open_adapter(store.path(digest), manifest, self._vault)
+        return manifest, open_adapter(store.path(digest), manifest, self._vault, files)
 
     def adapter(self, digest: str) -> Adapter:
         """Read one artifact's tensors; what an engine is given to load with."""

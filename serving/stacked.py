@@ -5,30 +5,25 @@ Computes y = x W' + (x A_s') B_s for row-wise slots s, with alpha / rank folded 
 key and value; gate and up) are one product, and so are their adapters: the A's stand below one
 another, and B is cut into blocks of one width, so that one batched product writes them all.
 
-A row's A and B are gathered when it joins, not at every token, so that a batch of N tenants
-costs little more than a batch of one tenant. Slot 0 stays zero: the base model.
+An adapter is laid out so once, when it is read. A row's A and B are gathered when it joins, not at
+every token, so that a batch of N tenants costs little more than a batch of one tenant.
 
-Shapes: x (n, in), A (slots, parts, rank, in), B (slots, blocks, rank, block width).
+Shapes: x (n, in), A (rows, parts, rank, in), B (rows, blocks, rank, block width).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from handbill.serving.products import Product
 
-Pair = tuple[Tensor, Tensor]
-
-
-class Held(NamedTuple):
-    """An adapter in a slot; ``load`` tells it from those the slot held before."""
-
-    slot: int
-    load: int
+Matrix = np.ndarray[Any, np.dtype[np.float32]]
+Pair = tuple[Matrix, Matrix]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +39,11 @@ class Change:
     a: Tensor
     b: Tensor
     part: Tensor | None
+
+    @property
+    def rank(self) -> int:
+        """Of the largest adapter in it."""
+        return self.b.shape[1]
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add it to y (n, out) in place."""
@@ -64,7 +64,7 @@ Changes = Mapping["StackedLinear", Change]
 
 
 class StackedLinear:
-    """One product of the base model and the adapters in its slots.
+    """One product of the base model, and what the adapters of a batch's rows add to it.
 
     Attributes:
         product: The base model's part.
@@ -77,76 +77,77 @@ class StackedLinear:
         outs = self.product.outs
         self._block = math.gcd(*outs)
         parts = [part for part, out in enumerate(outs) for _ in range(out // self._block)]
-        self._part = torch.tensor(parts, device=like.device)
-        self._part_of_block = self._part if len(parts) > len(outs) else None
-        self._ranks: dict[int, int] = {}  # slot -> rank of what is in it
-        self._a = self._b = torch.zeros(0)
-        self._gathered: list[Held | None] = []  # what lies in _rows_a and _rows_b
+        self._blocks = len(parts)
+        self._part = torch.tensor(parts, device=like.device) if len(parts) > len(outs) else None
+        self._gathered: list[int] = []  # the numbers of what lies in _rows_a and _rows_b
         self._rows_a = self._rows_b = torch.zeros(0)
 
     def shape(self, part: int) -> tuple[int, int]:
         """Output and input size of one of its layers."""
         return self.product.outs[part], self.product.width
 
-    def fill(self, slot: int, pairs: Mapping[int, Pair], *, slots: int) -> None:
-        """Put an adapter into a slot.
+    def lay_out(self, pairs: Mapping[int, Pair], *, rank: int, scaling: float) -> Change:
+        """An adapter's part as a forward reads it; any thread may ask.
 
         Args:
-            slot: Not 0.
-            pairs: For every layer it changes, by its place in the stack: A, shape (r, in), and
-                scaled B, transposed to shape (r, out). May be empty.
-            slots: How many there are.
+            pairs: For every layer it changes, by its place in the stack: A, shape (rank, in), and
+                B, shape (out, rank).
+            rank: The adapter's.
+            scaling: What B is multiplied with.
         """
-        if self._ranks.pop(slot, 0):
-            self._a[slot] = 0
-            self._b[slot] = 0
-        if not pairs:
-            return
-        rank = max(a.shape[0] for a, _ in pairs.values())
-        if not len(self._a) or rank > self._a.shape[2]:
-            self._grow(slots, rank)
-        for part, (a, b) in pairs.items():
-            blocks = b.to(self._b).reshape(len(b), -1, self._block).transpose(0, 1)
-            self._a[slot, part, : a.shape[0]] = a.to(self._a)
-            self._b[slot, self._part == part, : b.shape[0]] = blocks
-        self._ranks[slot] = rank
+        outs, block = self.product.outs, self._block
+        a = np.zeros((len(outs), rank, self.product.width), np.float32)
+        b = np.zeros((self._blocks, rank, block), np.float32)
+        for part, (own_a, own_b) in pairs.items():
+            a[part] = own_a
+            first = sum(outs[:part]) // block
+            blocks = own_b.reshape(-1, block, rank).transpose(0, 2, 1)
+            np.multiply(blocks, np.float32(scaling), out=b[first : first + len(blocks)])
+        whole_a, whole_b = (torch.from_numpy(half).to(**self._like) for half in (a, b))
+        return Change(whole_a.flatten(0, 1), whole_b, self._part)
 
-    def change(self, slot: int) -> Change | None:
-        """What the adapter in a slot adds, the same for all rows; None when that is nothing.
-
-        It is read where it lies: the slot must not be filled anew while it is used.
-        """
-        rank = self._ranks.get(slot, 0)
-        if not rank:
-            return None
-        return Change(
-            self._a[slot, :, :rank].flatten(0, 1), self._b[slot, :, :rank], self._part_of_block
-        )
-
-    def gather(self, rows: Sequence[Held], count: int) -> Change | None:
+    def gather(self, rows: Sequence[int], held: Mapping[int, Changes], count: int) -> Change | None:
         """What the first so many of the batch's rows add, each its own; None when that is nothing.
 
         Only rows that changed since the last call are copied, whoever runs.
+
+        Args:
+            rows: The number of each row's adapter.
+            held: The adapters by their numbers.
+            count: Rows that run.
         """
         if len(set(rows[:count])) == 1:
-            return self.change(rows[0].slot)
-        rank = max(self._ranks.get(row.slot, 0) for row in rows)
+            return held[rows[0]].get(self)
+        rank = max(change.rank if (change := held[row].get(self)) else 0 for row in set(rows))
         if not rank:
             return None
         if len(rows) > len(self._gathered) or rank != self._rows_a.shape[2]:
             room = 1 << (len(rows) - 1).bit_length()
-            self._gathered = [None] * room
-            self._rows_a, self._rows_b = self._zeros(room, rank)
+            self._gathered = [0] * room
+            self._rows_a = torch.zeros(
+                (room, len(self.product.outs), rank, self.product.width), **self._like
+            )
+            self._rows_b = torch.zeros((room, self._blocks, rank, self._block), **self._like)
         for index, row in enumerate(rows):
             if row != self._gathered[index]:
-                self._rows_a[index] = self._a[row.slot, :, :rank]
-                self._rows_b[index] = self._b[row.slot, :, :rank]
+                self._copy(index, held[row].get(self))
                 self._gathered[index] = row
         return Change(
             self._rows_a[:count].flatten(1, 2),
             self._rows_b[:count].flatten(0, 1),
-            self._part_of_block,
+            self._part,
         )
+
+    def _copy(self, index: int, change: Change | None) -> None:
+        """Put what an adapter adds into a row, zeros where it has a lower rank."""
+        a, b = self._rows_a[index], self._rows_b[index]
+        rank = change.rank if change else 0
+        if change:
+            a[:, :rank] = change.a.view(len(a), rank, -1)
+            b[:, :rank] = change.b
+        if rank < a.shape[1]:
+            a[:, rank:] = 0
+            b[:, rank:] = 0
 
     def __call__(self, x: Tensor, spans: Sequence[tuple[slice, Changes]]) -> Tensor:
         """The base model's output plus every row's own change.
@@ -161,16 +162,3 @@ class StackedLinear:
             if change is not None:
                 change.add(x[rows], y[rows])
         return y
-
-    def _grow(self, slots: int, rank: int) -> None:
-        """Make room for a higher rank; what is in the slots stays."""
-        a, b = self._zeros(slots, rank)
-        if len(self._a):
-            a[:, :, : self._a.shape[2]] = self._a
-            b[:, :, : self._b.shape[2]] = self._b
-        self._a, self._b = a, b
-
-    def _zeros(self, count: int, rank: int) -> Pair:
-        parts, blocks = len(self.product.outs), len(self._part)
-        a = torch.zeros((count, parts, rank, self.product.width), **self._like)
-        return a, torch.zeros((count, blocks, rank, self._block), **self._like)

@@ -1,7 +1,7 @@
 """What every engine of ours is: a thread that admits, steps and delivers, turn after turn.
 
 An engine's thread owns the model and everything on its device. A turn is: take out what is done,
-admit waiting requests (their adapters read in a helper thread), one step of all that runs.
+admit waiting requests (their adapters read and laid out in a helper thread), one step of all that runs.
 Event loops only ever exchange small values with it. How a step is made is the engine's:
 :mod:`handbill.serving.engine`, :mod:`handbill.serving.vllm_engine`.
 """
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 # Rows beyond the batch for tenants that have none: who floods the batch keeps nobody out of it.
 SPARE: Final = 1
-# Adapters being read or read but not yet in a slot: bounds what waits in host memory.
+# Adapters being read or read but not yet in a slot: bounds what waits in host memory. All but one
+# may be of requests for which there is no room yet.
 _LOADS_AT_ONCE: Final = 4
 
 
@@ -90,7 +91,7 @@ class ThreadedEngine(ABC, Generic[R]):
         self,
         *,
         load: Callable[[str], Adapter],
-        bank: Bank,
+        bank: Bank[Any],
         context: int,
         max_batch: int,
         queue_limit: int,
@@ -100,8 +101,10 @@ class ThreadedEngine(ABC, Generic[R]):
         self._context = context
         self._max_batch = max_batch
         self._tokens = 0
-        self._loading: dict[str, Future[Adapter]] = {}
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
+        self._loading: dict[str, Future[Any]] = {}  # what the bank made of them
+        self._loader = ThreadPoolExecutor(
+            1, thread_name_prefix="adapter-loader", initializer=_keep_freed_memory
+        )
         self._queue: FairQueue[R] = FairQueue(queue_limit)
         self._changed = threading.Condition()  # guards _queue and the flags below
         self._poked = False
@@ -237,6 +240,9 @@ class ThreadedEngine(ABC, Generic[R]):
                 break
             if self._take_adapter(request):
                 self._begin(request)
+        with self._changed:
+            for request in self._queue.heads:  # who comes next is not to wait for it then
+                self._start_reading(request, at_once=_LOADS_AT_ONCE - 1)
         self._forget_unwanted_loads()
 
     def _room(self) -> Callable[[str], int]:
@@ -248,18 +254,26 @@ class ThreadedEngine(ABC, Generic[R]):
         return lambda tenant: free if held[tenant] else free + SPARE
 
     def _is_ready(self, request: R) -> bool:
-        digest = request.sequence.adapter
-        if digest in self._bank:
+        if request.sequence.adapter in self._bank:
             return True
-        found = self._loading.get(digest)
+        self._start_reading(request, at_once=_LOADS_AT_ONCE)
+        found = self._loading.get(request.sequence.adapter)
         if found is None:
-            if len(self._loading) < _LOADS_AT_ONCE:
-                self._loading[digest] = self._loader.submit(self._load, digest)
-                self._loading[digest].add_done_callback(self._loaded)
             return False
         return found.done() and (found.exception() is not None or self._bank.has_room)
 
-    def _loaded(self, _: Future[Adapter]) -> None:
+    def _start_reading(self, request: R, *, at_once: int) -> None:
+        digest = request.sequence.adapter
+        if digest in self._bank or digest in self._loading or len(self._loading) >= at_once:
+            return
+        self._loading[digest] = self._loader.submit(self._read, digest)
+        self._loading[digest].add_done_callback(self._loaded)
+
+    def _read(self, digest: str) -> Any:
+        """In the helper thread, all that takes time: putting it in must not hold up who writes."""
+        return self._bank.prepare(self._load(digest))
+
+    def _loaded(self, _: Future[Any]) -> None:
         with self._changed:
             self._poke()
 
@@ -283,6 +297,16 @@ class ThreadedEngine(ABC, Generic[R]):
             for digest in self._loading.keys() - wanted:
                 if self._loading[digest].done():
                     del self._loading[digest]
+
+
+def _keep_freed_memory() -> None:
+    """Let what one adapter was read into serve the next.
+
+    New pages for every adapter can cost more than all that is done with it. glibc gives the first
+    large block that is freed back to the system, and from then on keeps blocks up to its size.
+    """
+    block = bytes(31 * 2**20)  # 32 MiB is the most that it keeps
+    del block
 
 
 def check_vocabulary(tokenizer: Any, config: Any) -> None:

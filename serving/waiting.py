@@ -37,6 +37,12 @@ class FairQueue(Generic[T]):
         """Who waits."""
         return frozenset(self._lines)
 
+    @property
+    def heads(self) -> list[T]:
+        """The first of every line, the next one's first."""
+        tenants = sorted(self._lines, key=self._served.__getitem__)
+        return [self._lines[tenant][0][0] for tenant in tenants]
+
     def push(self, tenant: str, item: T, *, rows: int = 1) -> None:
         """Join the tenant's line.
 

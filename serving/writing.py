@@ -12,7 +12,6 @@ from handbill.serving.beams import BeamSearch
 from handbill.serving.guides import Guide
 from handbill.serving.sampling import Chooser
 from handbill.serving.sequences import LEAST, Delta, Sequence
-from handbill.serving.stacked import Held
 from handbill.serving.text import AnswerText
 from handbill.serving.threaded import Reader, Request
 
@@ -134,12 +133,12 @@ class RowRequest(Request):
 
     Attributes:
         rows: As many as its writer takes.
-        held: Its adapter, once it runs.
+        held: The number of its adapter, once it runs.
     """
 
     writer: Writer
     rows: list[Row] = field(init=False)
-    held: Held = BASE
+    held: int = BASE
 
     def __post_init__(self) -> None:
         self.width = self.writer.width

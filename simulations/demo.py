@@ -150,9 +150,11 @@ class Demo:
             data = self.config.data
             if data is None:
                 data = self.home / "market"
-                write_sample_market(data)
+                write_sample_market(data, shops=self.config.shops)
             self.outcome.sources = find_shops(data, describe=self.config.describe)
             self.outcome.sources = self.outcome.sources[: self.config.shops]
+            if len(self.outcome.sources) < self.config.shops:
+                self._say(f"{data} holds no more than {len(self.outcome.sources)} shops")
             secure = len(self.outcome.sources) >= MIN_COHORT
             settings = replace(
                 self.config.settings,

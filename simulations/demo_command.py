@@ -30,7 +30,7 @@ def demo(
     written: Annotated[int, typer.Option(min=1, help="How many to write copy for.")] = 12,
     shops: Annotated[
         int,
-        typer.Option(min=1, help="Shops of DATA that take part; 5 or more are summed securely."),
+        typer.Option(min=1, help="How many shops take part; 5 or more are summed securely."),
     ] = 3,
     cold: Annotated[
         bool, typer.Option("--cold", help="Also time a round without the warm trainer.")

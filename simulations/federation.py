@@ -222,7 +222,7 @@ def _trained(registry: Registry, base: BaseModel, model: LoraModel) -> Tensors:
     if last is None:
         return zero_update(model.spec, base)
     adapter = read_adapter(registry.store.path(last.aggregate))
-    return {name: adapter.tensors[name] for name in model.shapes}
+    return {name: adapter.tensors[name].copy() for name in model.shapes}
 
 
 def _loss_by_round(

@@ -1,4 +1,4 @@
-"""The sample market: three invented shops, written to disk the way a merchant keeps data.
+"""The sample market: invented shops, three unless more are asked for, written to disk the way a merchant keeps data.
 
 Nothing in it is real. A few rows of each shop are wrong on purpose, so that one sees what a
 check says and where bad rows go.
@@ -95,14 +95,17 @@ class _Shopper:
     n_rows: int
 
 
-def write_sample_market(folder: Path, *, seed: int = 7, shoppers_per_shop: int = 400) -> list[Path]:
-    """Write three invented shops and return their folders.
+def write_sample_market(
+    folder: Path, *, seed: int = 7, shops: int = len(SHOPS), shoppers_per_shop: int = 400
+) -> list[Path]:
+    """Write invented shops and return their folders.
 
     Byte for byte the same for the same arguments. Files of an earlier call are replaced.
 
     Args:
         folder: Made when it does not exist.
         seed: Chooses the products, shoppers and words.
+        shops: From the fourth on, others in the trade and voice of the first three.
         shoppers_per_shop: At least :data:`MIN_SHOPPERS`.
 
     Raises:
@@ -112,8 +115,14 @@ def write_sample_market(folder: Path, *, seed: int = 7, shoppers_per_shop: int =
         raise InputError(f"shoppers_per_shop={shoppers_per_shop}: at least {MIN_SHOPPERS} needed")
     written, lines = [], []
     try:
-        for shop in SHOPS:
-            words = read_vocabulary(shop)
+        for number in range(shops):
+            words = read_vocabulary(SHOPS[number % len(SHOPS)])
+            if again := number // len(SHOPS):
+                words |= {
+                    "id": f"{words['id']}-{again + 1}",
+                    "name": f"{words['name']} {again + 1}",
+                }
+            shop = words["id"]
             write_shop(folder / shop, words, Draws(seed, shop), shoppers_per_shop)
             written.append(folder / shop)
             lines.append(f"- `{shop}/`: {words['name']}, {words['trade']}")

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-STOP_S = 30.0
+STOP_S = 60
 
 
 @pytest.fixture

@@ -105,6 +105,24 @@ def test_the_table_of_a_decode_step_is_what_was_measured():
             assert f"| {row['rows']} | {before:.0f} | {after:.0f} | {times} | {share} |" in page
 
 
+@pytest.mark.skipif(
+    not (ROOT / "benchmarks" / "results" / "serving_scale.json").is_file(),
+    reason="not measured yet",
+)
+def test_the_table_of_many_adapters_is_what_was_measured():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    found = result("serving_scale")
+    metrics = found["metrics"]
+    assert found["command"] in page
+    for row in found["table"]:
+        ratio = metrics[f"{row['draw']}_{row['registered']}"]
+        spread = f"{ratio:.2f} ({row['least']:.2f} to {row['most']:.2f})"
+        assert f"| {row['registered']:,} | {row['draw']} | {spread} |" in page
+    times = f"{metrics['cold_load_ms_p50']:.0f} ms, and {metrics['cold_load_ms_p95']:.0f} ms in one"
+    assert f"{times} case of twenty" in page
+    assert f"grew by {metrics['grew_mib']:.0f} MiB" in page
+
+
 def test_the_figures_of_the_check_of_copy_are_what_was_measured():
     page = (ROOT / "docs" / "safe-copy.md").read_text(encoding="utf-8")
     metrics = result("claims")["metrics"]

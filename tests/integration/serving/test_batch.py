@@ -9,25 +9,15 @@ import sys
 import time
 
 import httpx
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from handbill.generator.adapters import AdapterSpec, trained_shapes, write_adapter
-from handbill.generator.artifacts import (
-    ArtifactStore,
-    Channel,
-    load_or_create_key,
-    public_pem,
-    seal,
-    utc_now,
-    write_channel,
-)
 from handbill.serving.batch.commands import batch_app
 from handbill.serving.client import Client, NotFoundError
 from handbill.serving.config import ServingConfig
 from handbill.serving.tenants import open_tenants
+from handbill.simulations.publisher import RandomPublisher
 
 pytestmark = pytest.mark.integration
 
@@ -39,8 +29,6 @@ import torch, uvicorn
 from transformers import AutoTokenizer
 from handbill.generator.base_models import load_base, resolve_base
 from handbill.serving.api import create_app
-from handbill.serving.batch.commands import batch_app
-from handbill.serving.client import Client, NotFoundError
 from handbill.serving.config import ServingConfig
 from handbill.serving.engine import TorchEngine
 from handbill.serving.gateway import Gateway
@@ -65,21 +53,9 @@ ROWS = 60
 @pytest.fixture
 def shop(tmp_path, tiny_base):
     """A registry with a model, a tenant with a key, and ``start()`` for the service."""
-    registry = tmp_path / "registry"
-    key = load_or_create_key(tmp_path / "keys" / "publisher.pem")
-    spec = AdapterSpec(rank=2, layers=(1,), seed=1)
-    draws = np.random.default_rng(1)
-    tensors = {
-        name: draws.standard_normal(shape).astype(np.float32)
-        for name, shape in trained_shapes(spec, tiny_base).items()
-    }
-    folder = tmp_path / "adapter"
-    write_adapter(folder, tensors=tensors, spec=spec, base=tiny_base, card="test\n")
-    named = {"base_name": tiny_base.name, "base_digest": tiny_base.digest}
-    seal(folder, key=key, kind="global", tenant="", version=1, **named)
-    digest = ArtifactStore(registry / "store").add(folder)
-    (registry / "publisher.pub").write_bytes(public_pem(key.public_key()))
-    write_channel(registry, Channel(tenant="", digest=digest, serial=1, published=utc_now()), key)
+    publisher = RandomPublisher(tmp_path, tiny_base, rank=2)
+    publisher.publish("", 1)
+    registry = publisher.registry
     state = tmp_path / "serving"
     tenants = open_tenants(ServingConfig(registry=registry, state=state))
     tenants.add("acme")

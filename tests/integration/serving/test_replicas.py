@@ -11,9 +11,14 @@ ASK = {"model": "default", "prompt": "Product", "max_tokens": 16, "temperature":
 
 
 def engines(home):
-    """The engines' processes."""
-    found = home.processes()
-    return [one for one in found if "EngineReplica" in " ".join(one.cmdline())]
+    """The processes of both engines, once they are there under their name, which Ray gives late."""
+    deadline = time.monotonic() + 60
+    while True:
+        found = [one for one in home.processes() if "EngineReplica" in " ".join(one.cmdline())]
+        if len(found) == 2:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
 
 
 def test_an_engine_that_is_killed_loses_no_request_and_is_started_anew(two_engines):
@@ -38,8 +43,4 @@ def test_an_engine_that_is_killed_loses_no_request_and_is_started_anew(two_engin
         text for text, answer in zip(wanted, written, strict=True) if isinstance(answer, str)
     ]
     assert [ask(tenant) for tenant in clients] == list(alone.values())
-    deadline = time.monotonic() + 60
-    while len(there := engines(home)) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert other.pid in {one.pid for one in there}
+    assert other.pid in {one.pid for one in engines(home)}

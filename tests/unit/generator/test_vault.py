@@ -9,6 +9,7 @@ import pytest
 
 from handbill.errors import ArtifactError, InputError, MissingError
 from handbill.generator.adapters import (
+    CARD_FILE,
     LOCKED_FILE,
     WEIGHTS_FILE,
     AdapterSpec,
@@ -16,7 +17,7 @@ from handbill.generator.adapters import (
     trained_shapes,
     write_adapter,
 )
-from handbill.generator.artifacts import load_or_create_key, seal, verify
+from handbill.generator.artifacts import load_or_create_key, read_verified, seal, verify
 from handbill.generator.vault import Vault, open_adapter, open_weights
 from handbill.privacy.faults import VARIABLE, PowerCut
 
@@ -271,6 +272,22 @@ def test_everybodys_adapter_is_plain_and_needs_no_key(make, tmp_path):
     assert tensors.keys() <= opened.tensors.keys()
     first = next(iter(tensors.values()))
     assert first.tobytes()[:64] in everything_below(folder)  # the search above can find it
+
+
+@pytest.mark.parametrize("tenant", ["", "shop-a"])
+def test_what_is_opened_is_what_was_verified_whatever_becomes_of_the_folder(make, vault, tenant):
+    folder, _, tensors, key = make(tenant)
+    manifest, files = read_verified(folder, key.public_key())
+    for file in folder.iterdir():
+        file.write_bytes(b"changed in between")
+    opened = open_adapter(folder, manifest, vault, files)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(opened.tensors[name], value)
+    for missing in files:
+        if missing != CARD_FILE:
+            rest = {name: data for name, data in files.items() if name != missing}
+            with pytest.raises(ArtifactError, match=missing):
+                open_adapter(folder, manifest, vault, rest)
 
 
 def test_a_tenants_adapter_in_plain_is_refused(make, vault):

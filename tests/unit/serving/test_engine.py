@@ -65,3 +65,33 @@ def test_a_flood_keeps_nobody_out_and_pauses_for_who_does_not_flood(
     pieces, tokens = asyncio.run(main())
     assert ["".join(piece.text for piece in pieces)] == alone
     assert tokens < 60 + 7 * 50  # 60 + 7 * 60 if the flood ran in every turn
+
+
+def test_the_adapter_of_who_comes_next_is_read_before_there_is_room(
+    make_engine, adapters, sequence
+):
+    read = asyncio.Event()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def load(name):
+            if name == "4":
+                loop.call_soon_threadsafe(read.set)
+            return adapters.load(name)
+
+        engine = make_engine(load=load, max_batch=1, slots=4, context_tokens=1000)
+        how = {"max_tokens": 900, "min_tokens": 900}
+        asked = [sequence(0, tenant=f"shop-{n}", adapter=str(n), **how) for n in (1, 2, 4)]
+        streams = [engine.submit(one) for one in asked]
+        reading = [asyncio.create_task(anext(one)) for one in streams]
+        await asyncio.gather(*reading[:2])
+        await asyncio.wait_for(read.wait(), timeout=30)
+        stats = await engine.stats()  # one row, and one for a tenant that has none
+        assert (stats.running, stats.waiting) == (2, 1)
+        for task, one in zip(reading, streams, strict=True):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await one.aclose()
+
+    asyncio.run(main())

@@ -56,6 +56,17 @@ def test_the_same_seed_gives_the_same_bytes(market, tmp_path):
     assert digest_of(tmp_path) != DIGEST
 
 
+def test_more_shops_are_others_in_the_same_trades(market, tmp_path):
+    written = write_sample_market(tmp_path, shops=5)
+    assert [path.name for path in written] == [*SHOPS, "fern-kettle-2", "margin-ink-2"]
+    assert [source.info.id for source in find_shops(tmp_path)] == sorted(p.name for p in written)
+    for shop in SHOPS:
+        assert digest_of(tmp_path / shop) == digest_of(market / shop)
+    first, other = (load_shop(tmp_path / name) for name in ("fern-kettle", "fern-kettle-2"))
+    assert other.info.name == f"{first.info.name} 2"
+    assert digest_of(tmp_path / "fern-kettle") != digest_of(tmp_path / "fern-kettle-2")
+
+
 def test_every_shop_is_fit_for_private_training(market):
     for source in find_shops(market):
         report = check_shop(source)
