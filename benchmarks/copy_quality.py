@@ -9,10 +9,11 @@ a set is reported as far as its cells are there (``--only SYSTEM`` and ``--sets`
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,14 +58,14 @@ LORA_CANDIDATES: Final = 4
 PAST: Final = 20  # pieces chosen before that a candidate should not repeat
 NOTES: Final = (
     "DATA.SYSTEM.METRIC; DATA.human is what people wrote for the same products, measured against nothing but the product. "
-    "SYSTEM is as drawn (first of the candidates), SYSTEM_reranked the best of them by `generator.rerank` with its own weights, "
+    "SYSTEM is as drawn (first of 8 candidates, of 4 by SmolLM2), SYSTEM_reranked the best of them by `generator.rerank` with its own weights, "
     "the discriminator of the set's GAN as its critic where there is one, SYSTEM_polished and SYSTEM_both after polish. All "
     "draw with temperature 0.7 and top-p 0.9. causal is a small Llama trained here on both Chinese sets; seq2seq, cvae and gan "
     "on the same pairs. base is SmolLM2-135M-Instruct; central, federated and private are LoRA on it by the product's recipe "
     "(private: epsilon 8). On amazon_office_industrial_en the unit of privacy is a product, since no shopper is in "
     "it. perplexity is under causal for Chinese, which favours causal itself, and under SmolLM2 for English. A product, title or shopper "
     "is on one side only. English copy is cut after the last sentence that ends within 320 characters. train.KIND: how each "
-    "generator was trained."
+    "generator was trained; where steps are fewer than planned_steps it stopped by its held-out loss or was ended early."
 )
 
 
@@ -77,14 +78,15 @@ class Bench:
     rows: int
     lora_rows: int
     epochs: int
+    minutes: float = math.inf
 
     def sides(self, name: str) -> tuple[list[Copy], list[Copy]]:
         """To train on and held out."""
         return read_set(self.data, name)
 
-    def tested(self, name: str, system: str = "") -> list[Copy]:
-        """The first held-out products, fewer for the large models."""
-        most = self.lora_rows if system in ARMS else self.rows
+    def tested(self, name: str) -> list[Copy]:
+        """The first held-out products, the same for all systems; fewer where the large models write too."""
+        most = self.lora_rows if ARMS[0] in SYSTEMS[name] else self.rows
         return self.sides(name)[1][:most]
 
     def generator(self, name: str, kind: str) -> Path:
@@ -96,7 +98,15 @@ class Bench:
             start = self.generator(name, "seq2seq") if kind == "gan" else None
             schedule = default_schedule(kind, epochs=0 if kind == "gan" else self.epochs)
             print(f"train {folder.name}", flush=True)
-            train_generator(kind, copies, folder, schedule=schedule, start=start, say=print)
+            train_generator(
+                kind,
+                copies,
+                folder,
+                schedule=schedule,
+                start=start,
+                minutes=self.minutes,
+                say=partial(print, flush=True),
+            )
         return folder
 
     @cached_property
@@ -106,7 +116,7 @@ class Bench:
 
     def cell(self, name: str, system: str, *, make: bool) -> list[Copy]:
         """A system's candidates for a set; [] where they are not there and not to be made."""
-        products = self.tested(name, system)
+        products = self.tested(name)
         file = self.work / "cells" / f"{name}.{system}.json"
         n = LORA_CANDIDATES if system in ARMS else CANDIDATES
         asked = {"products": [one.id for one in products], "candidates": n}
@@ -134,11 +144,12 @@ class Bench:
             return None
         return load_critic(folder)
 
-    def perplexity(self, name: str) -> Callable[[Sequence[str]], float]:
-        """Under our own Chinese model, or the English base."""
+    def perplexity(self, name: str) -> Callable[[Sequence[str]], float] | None:
+        """Under the English base, or our own Chinese model if it is trained."""
         if name.endswith("en"):
             return Perplexity("smollm2-135m")
-        return Perplexity(str(self.generator(name, "causal")))
+        folder = self.work / f"{name[-2:]}-causal"
+        return Perplexity(str(folder)) if (folder / CARD).is_file() else None
 
 
 def _with(products: Sequence[Copy], texts: Sequence[Sequence[str]]) -> list[Copy]:
@@ -194,7 +205,9 @@ def trained(work: Path) -> dict[str, float]:
     for folder in sorted(work.glob("*-*")):
         if card := read_card(folder):
             about = {k: card[k] for k in ("steps", "pairs", "parameters", "held_out_loss")}
-            about |= card.get("latent", {})
+            planned = card["schedule"]
+            per_epoch = math.ceil(card["pairs"] / planned["batch_rows"])
+            about |= {"planned_steps": planned["epochs"] * per_epoch, **card.get("latent", {})}
             about |= {"told_apart": card["told_apart"]} if "told_apart" in card else {}
             found |= {f"train.{folder.name}.{key}": value for key, value in about.items()}
     return found
@@ -207,9 +220,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="Folder of what is trained.")
     parser.add_argument("--sets", nargs="*", default=list(FILES), choices=list(FILES))
     parser.add_argument("--only", nargs="*", help="Make these systems' cells only; none: report.")
-    parser.add_argument("--rows", type=int, default=100, help="Held-out products of a set.")
-    parser.add_argument("--lora-rows", type=int, default=24, help="The same for the LoRA arms.")
+    parser.add_argument("--rows", type=int, default=100, help="Held-out products of a Chinese set.")
+    parser.add_argument("--lora-rows", type=int, default=24, help="Of an English set.")
     parser.add_argument("--epochs", type=int, default=0, help="Of likelihood training.")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="End each training then.")
     parser.add_argument("--results", type=Path, default=RESULT)
     asked = parser.parse_args()
     bench = Bench(
@@ -218,6 +232,7 @@ def main() -> None:
         rows=asked.rows,
         lora_rows=asked.lora_rows,
         epochs=asked.epochs,
+        minutes=asked.minutes,
     )
     metrics: dict[str, float] = {}
     table: list[dict[str, Any]] = []
@@ -230,6 +245,7 @@ def main() -> None:
         table += rows
     metrics |= trained(asked.work)
     command = f"python benchmarks/copy_quality.py --data PATH --work PATH --rows {asked.rows} --lora-rows {asked.lora_rows} --epochs {asked.epochs}"
+    command += "" if asked.minutes == math.inf else f" --minutes {asked.minutes:g}"
     write_result(asked.results, command=command, metrics=metrics, table=table, notes=NOTES)
     for row in table:
         print(json.dumps(row, ensure_ascii=False))

@@ -59,6 +59,10 @@ class LoraArms:
             slower = settings.server.learning_rate * SLOWER_WITHOUT_NOISE
             settings = varied(settings, server_learning_rate=slower)
         shops = self._shops(copies, parted=arm != "central")
+        if arm == "central":  # as many shoppers a step as all merchants together
+            merchants = len({copy.id.partition("/")[0] for copy in copies})
+            many = settings.recipe.expected_users * merchants
+            settings = varied(settings, expected_users=many)
         *_, weights = Arms(self.model, shops, settings).together()
         return weights
 

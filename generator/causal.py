@@ -125,7 +125,7 @@ class CausalWriter:
 
     @torch.inference_mode()
     def write(self, products: Sequence[Copy], *, n: int = 1, seed: int = 0) -> list[list[str]]:
-        """Sample ``n`` pieces of copy for each product (top-p 0.9, no five tokens twice)."""
+        """Sample ``n`` pieces of copy for each product (top-p 0.9)."""
         prompts = [
             render_prompt(self._tokenizer, asked(one), max_tokens=self._limits.prompt)
             for one in products
