@@ -1,8 +1,8 @@
 """What the check of copy finds, on lines written after its rules, and how long it takes.
 
 ``python benchmarks/claims.py`` takes seconds. The lines are our own (``benchmarks/data``). The rules were
-written against ``claims_zh.tsv`` and ``claims_en.tsv``; the figures are of ``claims_*_held_out.tsv``, which
-somebody wrote who had not seen the rules, and which have changed none of them. ``--data DIR`` adds the share of real copy
+written against ``claims_zh.tsv`` and ``claims_en.tsv``; the figures are of ``claims_*_held_out.tsv``, which were
+written when the rules stood and have changed none of them. ``--data DIR`` adds the share of real copy
 that is blocked, of public data sets that are not part of this repository.
 """
 
@@ -38,8 +38,8 @@ NOTES: Final = (
     "recall_*: share of forbidden lines that are blocked; false_positive_rate: share of allowed lines "
     "(most of them made to look forbidden) that are blocked; obfuscated_recall: of forbidden lines "
     "in disguise. All on held-out lines; development.* on the lines the rules were written against. The "
-    "development lines hold six earlier held-out sets: each was measured once, then the rules learnt from it. "
-    "The held-out lines were written by somebody who had not seen the rules. personal data: 900 generated lines, "
+    "development lines hold five earlier held-out sets: each was measured once, then the rules learnt from it. "
+    "The same hand wrote lines and rules, so another's copy may fare otherwise. personal data: 900 generated lines, "
     "a third of them numbers that only look personal. real.*: share of texts of public data that are blocked, "
     "not a rate of errors: most of these texts do make the claims."
 )

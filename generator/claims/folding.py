@@ -103,13 +103,7 @@ def unmask(folded: Folded) -> Folded:
     text = _DISGUISED.sub(lambda found: found[0].translate(_DISGUISE), text)
     dropped = {i for i in range(1, len(text)) if text[i].isspace() and text[i - 1].isspace()}
     for found in _SPELLED.finditer(text):
-        # Between letters that signs keep apart a space ends the word: b-e-s-t p-r-i-c-e.
-        signs = any(not char.isalpha() and not char.isspace() for char in found[0])
-        dropped.update(
-            i
-            for i in range(*found.span())
-            if not (text[i].isalpha() or (signs and text[i].isspace()))
-        )
+        dropped.update(i for i in range(*found.span()) if not text[i].isalpha())
     plain = Folded(text, folded.offsets)
     return plain.only(i for i in range(len(text)) if i not in dropped) if dropped else plain
 

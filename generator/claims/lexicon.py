@@ -8,7 +8,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final, Literal
 
-from handbill.generator.claims.dispatch import by_first_letter
 from handbill.generator.claims.folding import Folded
 
 Severity = Literal["block", "warn"]
@@ -110,14 +109,12 @@ def _rule(facts: dict[str, Any], pinyin: dict[str, str], words: dict[str, str]) 
 
 def _compile(patterns: list[str], words: dict[str, str]) -> Pattern:
     """One pattern for all, ``<name>`` replaced by what the file's ``[words]`` say."""
-    full = [
-        re.sub(r"<(\w+)>", lambda name: f"(?:{words[name[1]]})", pattern) for pattern in patterns
-    ]
-    starts = [pattern for pattern in full if pattern.startswith(r"\b")]
-    others = [pattern for pattern in full if not pattern.startswith(r"\b")]
-    text = "|".join([*([rf"\b(?:{by_first_letter(starts)})"] if starts else []), *others])
+    # Most places of a text start no word: asking that once is three times as fast.
+    starts = [pattern[2:] for pattern in patterns if pattern.startswith(r"\b")]
+    others = [pattern for pattern in patterns if not pattern.startswith(r"\b")]
+    text = "|".join([*([rf"\b(?:{'|'.join(starts)})"] if starts else []), *others])
     # ASCII: a word of Latin letters ends where Chinese begins.
-    return re.compile(text, re.A)
+    return re.compile(re.sub(r"<(\w+)>", lambda name: f"(?:{words[name[1]]})", text), re.A)
 
 
 def _spellings(term: str, pinyin: dict[str, str]) -> str:
