@@ -130,12 +130,13 @@ def test_a_shop_without_adapters_is_an_error(trainer):
 def test_the_more_frequent_side_is_thinned_to_a_fair_coin(make_home, model):
     from handbill.clients.membership import _candidates
 
-    home = make_home(Ed25519PrivateKey.generate().public_key(), held_out=0.2)
+    # At 0.2, one run in some hundreds has a draw with nobody on one side.
+    home = make_home(Ed25519PrivateKey.generate().public_key(), held_out=0.35)
     trainer = Trainer(home, model=model)
     counts = [_candidates(trainer, 400)[1] for _ in range(50)]
     members = np.mean([inside.sum() for inside in counts])
     # of each side about as many; five standard errors, by fixed data and 50 draws: below 1e-6
-    expected = len(trainer.users.train) / 4
+    expected = len(trainer.users.train) * 0.35 / 0.65
     assert abs(members - expected) < 5 * np.sqrt(expected / 50)
     assert all(len(i) - i.sum() == len(trainer.users.held_out) for i in counts)
 

@@ -97,7 +97,9 @@ def flaky(service, live, monkeypatch):
 
 
 def test_copy_chat_and_completions_are_typed(shop, service):
-    result = shop.copy("Oak desk lamp", shopper="reads at night", n=2, max_tokens=6)
+    result = shop.copy(
+        "Oak desk lamp", shopper="reads at night", n=2, max_tokens=6, min_tokens=6, seed=1
+    )
     assert result.version == service.digests["acme"]
     assert len(result.copies) == 2
     assert result.copies[0].copy_id.endswith("-0")
