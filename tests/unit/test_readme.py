@@ -136,6 +136,14 @@ def test_the_figures_of_the_check_of_copy_are_what_was_measured():
         assert cell in page
     for name in ("adgen_zh", "kobe_zh", "amazon_office_industrial_en"):
         assert f"{100 * metrics[f'real.{name}.blocked']:.1f}% of" in page
+    for name, words in {
+        "recall_zh": "of the forbidden Chinese lines",
+        "recall_en": "of the English ones",
+        "obfuscated_recall": "of those in disguise",
+        "false_positive_rate": "of the allowed ones",
+    }.items():
+        assert f"{100 * metrics[f'blind.{name}']:.1f}% {words}" in page
+    assert f"wrote {metrics['blind.lines']:.0f} more" in page
     assert f"against {metrics['development.lines']:,.0f} lines" in page
     assert f"these are {metrics['lines']:.0f} others" in page
 
