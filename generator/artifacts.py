@@ -172,16 +172,6 @@ def load_public_key(source: Path | bytes) -> Ed25519PublicKey:
     return key
 
 
-def describe_files(folder: Path) -> dict[str, FileEntry]:
-    """Digest and size of every file of an adapter folder (manifest and signature aside)."""
-    entries = {}
-    for file in _plain_files(folder):
-        with file.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        entries[file.name] = FileEntry(sha256=digest, size_bytes=file.stat().st_size)
-    return entries
-
-
 def seal(folder: Path, *, key: Ed25519PrivateKey, **fields: Any) -> Manifest:
     """Describe an adapter folder in a manifest, sign it, and write both into the folder.
 
@@ -191,7 +181,8 @@ def seal(folder: Path, *, key: Ed25519PrivateKey, **fields: Any) -> Manifest:
         **fields: Fields of :class:`Manifest` except ``files`` (and ``created``, if not given).
     """
     fields.setdefault("created", utc_now())
-    manifest = Manifest(files=describe_files(folder), **fields)
+    files = {file.name: _entry(file.read_bytes()) for file in _plain_files(folder)}
+    manifest = Manifest(files=files, **fields)
     (folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
     (folder / SIGNATURE_FILE).write_text(key.sign(MANIFEST_LABEL + manifest.to_bytes()).hex())
     return manifest
