@@ -12,6 +12,7 @@ from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, String, Text, U
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from handbill.errors import InputError
+from handbill.sqlite import prepare_shared
 
 DatabaseError = sa.exc.SQLAlchemyError
 ONE_WRITER: Final = 7_305_241_990_311  # advisory lock id, any constant of ours
@@ -225,14 +226,8 @@ def shown_url(url: str) -> str:
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves: sqlite3 would start it too late
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        "busy_timeout=30000",
-        "secure_delete=ON",  # what is removed is not left in free pages
-    ):
-        connection.execute(f"PRAGMA {pragma}")
+    prepare_shared(connection, busy_seconds=30)
+    connection.execute("PRAGMA secure_delete=ON")  # what is removed is not left in free pages
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -18,6 +18,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from handbill.sqlite import prepare_shared
+
 
 class Base(DeclarativeBase):
     """All tables; :mod:`handbill.serving.migrations` makes them."""
@@ -164,8 +166,4 @@ def connect(url: str, *, power_safe: bool = True) -> Engine:
 
 
 def _set_up_sqlite(connection: Any, _: Any, *, power_safe: bool) -> None:
-    cursor = connection.cursor()
-    synchronous = f"synchronous={'FULL' if power_safe else 'NORMAL'}"
-    for pragma in ("journal_mode=WAL", synchronous, "foreign_keys=ON", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+    prepare_shared(connection, busy_seconds=10, power_safe=power_safe)

@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+import handbill.clients.augment_command  # adds a command to data_app
 import handbill.clients.feedback_command  # adds a command to client_cli
 import handbill.clients.init_command  # adds a command to data_app
 import handbill.server.commands  # adds the operating commands to server_cli
@@ -29,6 +30,7 @@ from handbill.serving.reviews_commands import reviews_app
 from handbill.serving.scenarios_commands import scenarios_app
 from handbill.simulations.cli import simulate
 from handbill.simulations.demo_command import demo
+from handbill.simulations.tune_command import tune
 
 app = typer.Typer(
     name="handbill",
@@ -66,6 +68,7 @@ app.add_typer(generator_app, name="generator")
 app.add_typer(sentiment_app, name="sentiment")
 app.command()(recommend)
 app.command()(simulate)
+app.command()(tune)
 app.command()(audit)
 
 

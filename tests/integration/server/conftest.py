@@ -8,8 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.generator.adapters import AdapterSpec, trained_shapes, write_adapter
-from handbill.generator.artifacts import public_pem, read_channel, utc_now, verify
+from handbill.generator.artifacts import public_pem, utc_now, verify
 from handbill.generator.base_models import make_tiny_base, resolve_base
+from handbill.generator.channels import read_channel
 from handbill.generator.vault import open_weights
 from handbill.server.records import Invitation, Merchant, Run
 from handbill.server.registry import Registry

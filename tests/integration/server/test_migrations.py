@@ -8,6 +8,7 @@ from alembic.migration import MigrationContext
 from handbill.errors import InputError
 from handbill.server.database import migrate
 from handbill.server.orm import Base, connect
+from handbill.serving.orm import connect as serving_connect
 
 pytestmark = pytest.mark.integration
 
@@ -26,8 +27,10 @@ def test_from_empty_the_schema_equals_the_tables_in_code(database_url):
 
 def test_migrating_twice_and_at_once_is_the_same_as_once(database_url):
     errors = []
+    together = threading.Barrier(3)
 
     def run():
+        together.wait()
         try:
             migrate(database_url)
         except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
@@ -39,6 +42,32 @@ def test_migrating_twice_and_at_once_is_the_same_as_once(database_url):
     for thread in threads:
         thread.join()
     migrate(database_url)
+    assert errors == []
+
+
+@pytest.mark.parametrize("connect", [connect, serving_connect], ids=["server", "serving"])
+def test_a_new_file_of_sqlite_is_opened_by_many_at_once(tmp_path, connect):
+    # Without waiting for each other's switch to the write-ahead log, 40 such openings failed here
+    # in nearly every run.
+    errors = []
+    together = threading.Barrier(6)
+
+    def run(number):
+        together.wait()
+        try:
+            engine = connect(f"sqlite:///{tmp_path / f'{number}.db'}")
+            with engine.begin() as connection:
+                connection.execute(sa.text("SELECT 1"))
+            engine.dispose()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+            errors.append(error)
+
+    for number in range(40):
+        threads = [threading.Thread(target=run, args=(number,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert errors == []
 
 

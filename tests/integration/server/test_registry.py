@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.errors import ArtifactError, InputError, MissingError, RoundError
-from handbill.generator import artifacts
+from handbill.generator import artifacts, channels
 from handbill.server.records import Merchant
 from handbill.server.recovery import recover
 from handbill.server.registry import Registry, open_registry
@@ -22,7 +22,7 @@ PEM = artifacts.public_pem(Ed25519PrivateKey.generate().public_key()).decode()
 
 
 def served(registry, tenant=""):
-    return artifacts.read_channel(registry.root, tenant, registry.public_key)
+    return channels.read_channel(registry.root, tenant, registry.public_key)
 
 
 # -- rounds ------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_a_channel_file_signed_by_somebody_else_is_written_again(operator):
     one = operator.round(1)
     channel = registry.channels.publish("", one)
     stranger = Ed25519PrivateKey.generate()
-    artifacts.write_channel(registry.root, channel, stranger)
+    channels.write_channel(registry.root, channel, stranger)
     with pytest.raises(ArtifactError, match="publisher"):
         served(registry)
     assert "not signed" in verify_registry(registry).problems[0]
