@@ -37,7 +37,8 @@ NOTES: Final = (
     "out after sharing. SecAgg+ is Flower's own client mod and server workflow on the full graph with "
     "the same threshold; where `peer_clients` is below the number of survivors the others sent copies, "
     "so that its sum was not checked. exact: ours equals the sum of the encoded integers, coordinate "
-    "by coordinate. bytes_per_coordinate: everything one client sends."
+    "by coordinate. bytes_per_coordinate: everything one client sends. Our masks are made on every "
+    "processor of the machine, SecAgg+'s on one."
 )
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -4,19 +4,23 @@ Only B is trained (see :mod:`handbill.generator.adapters`), and the model's chan
 B, so the mean of the B's is exactly the mean of the changes B A.
 """
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 
 from handbill.errors import InputError, NonFiniteUpdateError, ProtocolError, RoundError
 from handbill.generator.adapters import Tensors
 
+T = TypeVar("T")
 Shapes = dict[str, tuple[int, int]]
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
-_BLOCK: Final = 1 << 16  # numbers
+_BLOCK: Final = 1 << 18  # numbers
 
 
 class MeanAccumulator:
@@ -24,11 +28,17 @@ class MeanAccumulator:
 
     Every merchant weighs the same: a declared number of examples could be any number. Summed in
     float32: n updates are off by at most n * 2^-24 of the largest partial sum, which for hundreds
-    of them is far below the noise in each.
+    of them is far below the noise in each. Both passes over an update, one that checks and one
+    that adds, run at the speed of memory, which one processor alone does not reach: each has a
+    part of the tensors.
     """
 
     def __init__(self, shapes: Shapes, *, max_norm: float) -> None:
         self._shapes, self._max_norm = shapes, max_norm
+        parts = os.cpu_count() or 1
+        by_size = sorted(shapes, key=lambda name: math.prod(shapes[name]))
+        self._parts = [by_size[first::parts] for first in range(parts)]
+        self._threads = ThreadPoolExecutor(parts)
         self._sum = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         self.count = 0
 
@@ -41,18 +51,21 @@ class MeanAccumulator:
         """
         if update.keys() != self._shapes.keys():
             raise ProtocolError("update does not hold exactly the adapter's tensors")
-        square = 0.0
         for name, value in update.items():
             if value.shape != self._shapes[name] or value.dtype != np.float32:
                 raise ProtocolError(f"update: {name} is {value.dtype} {value.shape}")
-            square += _square(value)
+        square = sum(self._each(lambda name: _square(update[name])))
         if not np.isfinite(square):
             raise NonFiniteUpdateError("update holds NaN or infinity")
         if square > self._max_norm**2:
             raise ProtocolError(f"update is larger than this run allows ({self._max_norm:g})")
-        for name, value in update.items():
-            self._sum[name] += value
+        self._each(lambda name: np.add(self._sum[name], update[name], out=self._sum[name]))
         self.count += 1
+
+    def _each(self, do: Callable[[str], T]) -> list[T]:
+        """What a call gives for every tensor, on all processors; in no order."""
+        found = self._threads.map(lambda names: [do(name) for name in names], self._parts)
+        return [one for part in found for one in part]
 
     def mean(self) -> Tensors:
         """The mean of what was added.
@@ -62,7 +75,9 @@ class MeanAccumulator:
         """
         if not self.count:
             raise RoundError("no update to average")
-        return {n: total / np.float32(self.count) for n, total in self._sum.items()}
+        count = np.float32(self.count)
+        means = dict(self._each(lambda name: (name, self._sum[name] / count)))
+        return {name: means[name] for name in self._shapes}
 
 
 def robust_mean(means: Sequence[Tensors], counts: Sequence[int]) -> Tensors:
@@ -161,7 +176,7 @@ class OptimizerState:
 
 
 def _square(value: Array) -> float:
-    """Sum of squares, in float64 over blocks that stay in the processor's cache."""
+    """Sum of squares, in float64 over blocks."""
     flat = value.reshape(-1)
     blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
     with np.errstate(over="ignore"):  # infinity is refused like any other

@@ -219,6 +219,8 @@ class Report:
         privacy: The merchant's DP statement after this round; public facts only.
         ledger_head: Hash of the last row of the merchant's ledger, which the server receipts.
         phase: What this answers.
+        prompts: Digest of what the prompts of the merchant's own adapter were made of, where it has
+            scenarios of its own (``Scenarios.prompts``); what they say stays with the merchant.
     """
 
     merchant: str
@@ -230,10 +232,16 @@ class Report:
     ledger_head: str
     privacy: dict[str, Any] = field(default_factory=dict)
     phase: Phase = "train"
+    prompts: str = ""
 
     def __post_init__(self) -> None:
         if not _is_hash(self.ledger_head):
             raise ProtocolError("report: ledger_head is not a SHA-256 in hex")
+        own = r"(sha256:[0-9a-f]{64})?" if self.stage == "personal" else ""
+        if not re.fullmatch(own, self.prompts):
+            raise ProtocolError(
+                "report: prompts is not a digest, or not of the merchant's own adapter"
+            )
         trained = self.phase in {"train", "share"} and self.stage not in {
             "deliver",
             "ping",
@@ -290,10 +298,13 @@ def detach(tensors: Tensors, name: str) -> bytes:
 def sign(message: Instruction | Report, tensors: Tensors, key: Ed25519PrivateKey) -> Signed:
     """Encode and sign a message with its tensors."""
     payload = save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)})
+    body = asdict(message)
+    if not body.get("prompts"):
+        body.pop("prompts", None)  # as it was before there were any
     header = canonical_json(
         {
             "type": type(message).__name__,
-            "body": asdict(message),
+            "body": body,
             "payload_sha256": hashlib.sha256(payload).hexdigest(),
         }
     )

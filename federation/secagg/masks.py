@@ -4,7 +4,9 @@ A key is derived for one session and one use; a keystream that hid two vectors w
 their difference.
 """
 
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal
 
 import numpy as np
@@ -19,6 +21,7 @@ Sign = Literal[1, -1]
 KEY_BYTES: Final = 32
 LABEL: Final = b"handbill/v1/secagg/"
 CHUNK: Final = 1 << 15  # words of keystream at a time: they stay in the processor's cache
+SEGMENT: Final = 8 * CHUNK  # words under one nonce: a thread's piece of work
 _ZEROS: Final = bytes(4 * CHUNK)
 _BUFFER_BYTES: Final = 4 * CHUNK + 16  # update_into asks for a block more than it writes
 
@@ -32,37 +35,51 @@ def derive(secret: bytes, *, transcript: bytes, use: str) -> bytes:
 def add_masks(vector: Words, masks: Iterable[tuple[bytes, Sign]]) -> None:
     """Add keys' keystreams to a vector in place, or take them away; wraps modulo 2^32.
 
-    A piece of the vector gets all its masks before the next: it is read from memory once, not
-    once for every mask.
+    Every segment of the vector is a task for one of as many threads as there are processors: the
+    cipher and the sum run outside Python's lock. A chunk gets all its masks before the next: it is
+    read from memory once, not once for every mask.
 
     Args:
         vector: Contiguous, shape (d,).
         masks: Keys of 32 bytes, never used for another vector; 1 adds, -1 subtracts.
     """
-    buffer = bytearray(_BUFFER_BYTES)
-    streams = [
-        (keystream(key, vector.size, buffer=buffer), np.add if sign > 0 else np.subtract)
-        for key, sign in masks
-    ]
-    for start in range(0, vector.size, CHUNK):
-        part = vector[start : start + CHUNK]
-        for stream, combine in streams:
-            combine(part, next(stream), out=part)
+    masks = list(masks)
+
+    def mask(number: int) -> None:
+        segment = vector[number * SEGMENT : (number + 1) * SEGMENT]
+        buffer = bytearray(_BUFFER_BYTES)
+        streams = [
+            (_segment(key, number, segment.size, buffer), np.add if sign > 0 else np.subtract)
+            for key, sign in masks
+        ]
+        for start in range(0, segment.size, CHUNK):
+            part = segment[start : start + CHUNK]
+            for stream, combine in streams:
+                combine(part, next(stream), out=part)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(mask, range(-(-vector.size // SEGMENT))))
 
 
-def keystream(key: bytes, count: int, *, buffer: bytearray | None = None) -> Iterator[Words]:
+def keystream(key: bytes, count: int) -> Iterator[Words]:
     """The first ``count`` words of a key's keystream, :data:`CHUNK` at a time.
 
-    It is that of AES-256-GCM (NIST SP 800-38D, section 6.5: counter mode from block 2) under a nonce
-    of zeros, whose tag nobody asks for: OpenSSL runs it on wider registers than plain counter mode.
+    Segment i is the keystream of AES-256-GCM (NIST SP 800-38D, section 6.5: counter mode from block
+    2) under the nonce i, big endian, whose tag nobody asks for: OpenSSL runs it on wider registers
+    than plain counter mode.
 
     Args:
         key: 32 bytes.
-        count: Words.
-        buffer: Where they are written; the next piece overwrites them, of whichever key.
+        count: Words; each piece is overwritten by the next.
     """
-    encryptor = Cipher(algorithms.AES(key), modes.GCM(bytes(12))).encryptor()
-    buffer = bytearray(_BUFFER_BYTES) if buffer is None else buffer
+    buffer = bytearray(_BUFFER_BYTES)
+    for number, start in enumerate(range(0, count, SEGMENT)):
+        yield from _segment(key, number, min(SEGMENT, count - start), buffer)
+
+
+def _segment(key: bytes, number: int, count: int, buffer: bytearray) -> Iterator[Words]:
+    nonce = number.to_bytes(12, "big")
+    encryptor = Cipher(algorithms.AES(key), modes.GCM(nonce)).encryptor()
     words = np.frombuffer(buffer, "<u4", count=CHUNK)
     for start in range(0, count, CHUNK):
         size = min(CHUNK, count - start)

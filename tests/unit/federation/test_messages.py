@@ -83,6 +83,13 @@ def test_a_report_arrives_as_it_was_sent(sent, run, number, attempt, epsilon):
         assert values[name].dtype == np.float32
 
 
+def test_a_report_names_prompts_of_a_shops_own_adapter_and_has_no_such_field_else():
+    own = Report(**{**REPORT, "stage": "personal", "prompts": "sha256:" + "1" * 64})
+    got, _ = open_signed(sign(own, {}, KEY), KEY.public_key(), Report)
+    assert got == own
+    assert b"prompts" not in sign(Report(**REPORT), {}, KEY).header  # as before there were any
+
+
 def test_an_instruction_arrives_as_it_was_sent():
     data = sign(INSTRUCTION, TENSORS, KEY).to_bytes()
     got, values = open_signed(Signed.from_bytes(data), KEY.public_key(), Instruction)
@@ -215,6 +222,11 @@ def test_a_header_that_is_none_is_refused_though_well_signed(header):
         {"extra": 1},
         {"ledger_head": "short"},
         {"ledger_head": 7},
+        {"prompts": 7},
+        {
+            "prompts": "sha256:" + "1" * 64
+        },  # of a round whose update is not the merchant's own adapter
+        {"prompts": "Write a haiku.", "stage": "personal"},
         {"privacy": {}},
         {"privacy": []},
         {"privacy": "none needed"},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import handbill.federation.secagg
-from handbill.federation.secagg.masks import CHUNK, add_masks, derive
+from handbill.federation.secagg.masks import CHUNK, SEGMENT, add_masks, derive
 from handbill.federation.secagg.masks import keystream as pieces
 
 KEY = bytes(range(32))
@@ -20,15 +20,25 @@ KEY = bytes(range(32))
 
 def keystream(key, count):
     """All pieces as one."""
-    return np.concatenate([piece.copy() for piece in pieces(key, count)])
+    none = np.empty(0, np.uint32)
+    return np.concatenate([none, *(piece.copy() for piece in pieces(key, count))])
+
+
+def counter_mode(nonce, count):
+    """A second way to the stream of one nonce: plain counter mode from GCM's second block."""
+    second_block = modes.CTR(nonce.to_bytes(12, "big") + (2).to_bytes(4, "big"))
+    return Cipher(algorithms.AES(KEY), second_block).encryptor().update(bytes(4 * count))
 
 
 def test_the_stream_is_aes_256_in_counter_mode():
     # McGrew and Viega, The Galois/Counter Mode of Operation, test case 14: all zeros.
     assert keystream(bytes(32), 4).tobytes().hex() == "cea7403d4d606b6e074ec5d3baf39d18"
-    second_block = modes.CTR((2).to_bytes(16, "big"))
-    plain = Cipher(algorithms.AES(KEY), second_block).encryptor().update(bytes(4 * (2 * CHUNK + 9)))
-    assert keystream(KEY, 2 * CHUNK + 9).tobytes() == plain
+    assert keystream(KEY, 2 * CHUNK + 9).tobytes() == counter_mode(0, 2 * CHUNK + 9)
+
+
+def test_every_segment_has_a_nonce_of_its_own():
+    whole = keystream(KEY, 2 * SEGMENT + 5).tobytes()
+    assert whole == counter_mode(0, SEGMENT) + counter_mode(1, SEGMENT) + counter_mode(2, 5)
 
 
 def test_chunks_join_into_one_stream():
@@ -49,10 +59,11 @@ def test_what_was_added_can_be_taken_away(count, key):
     assert np.array_equal(masked, vector)
 
 
-def test_masks_added_together_are_the_sum_of_their_streams():
+@pytest.mark.parametrize("size", [0, 1, CHUNK, SEGMENT, SEGMENT + 1, 3 * SEGMENT - CHUNK + 7])
+def test_masks_added_together_are_the_sum_of_their_streams(size):
     keys = [secrets.token_bytes(32) for _ in range(4)]
     signs = (1, -1, -1, 1)
-    vector = np.arange(80_000, dtype=np.uint32)
+    vector = np.arange(size, dtype=np.uint32)
     wanted = vector.copy()
     for key, sign in zip(keys, signs, strict=True):
         wanted += keystream(key, wanted.size) if sign > 0 else -keystream(key, wanted.size)
