@@ -1,9 +1,10 @@
 """What the check of copy finds, on lines written after its rules, and how long it takes.
 
 ``python benchmarks/claims.py`` takes seconds. The lines are our own (``benchmarks/data``). The rules were
-written against ``claims_zh.tsv`` and ``claims_en.tsv``; the figures are of ``claims_*_held_out.tsv``, which were
-written when the rules stood and have changed none of them, and of ``claims_*_blind.tsv``, which somebody wrote
-who had not seen the rules. ``--data DIR`` adds the share of real copy
+written against ``claims_zh.tsv`` and ``claims_en.tsv``; ``claims_*_held_out.tsv`` were written when earlier rules
+stood, and what later ones missed of them was read. ``claims_*_blind.tsv``, if they are there, somebody wrote who had
+not seen the rules, and no line of them was read for a rule: theirs are the figures to expect. A set that was learnt
+from becomes development lines. ``--data DIR`` adds the share of real copy
 that is blocked, of public data sets that are not part of this repository.
 """
 
@@ -38,9 +39,11 @@ CHARS_100_TOKENS: Final = {"zh": 150, "en": 450}
 NOTES: Final = (
     "recall_*: share of forbidden lines that are blocked; false_positive_rate: share of allowed lines "
     "(most of them made to look forbidden) that are blocked; obfuscated_recall: of forbidden lines "
-    "in disguise. All on held-out lines; blind.* on lines by somebody who had not seen the rules; development.* on the lines the rules were written against. The "
-    "development lines hold five earlier held-out sets: each was measured once, then the rules learnt from it. "
-    "But for the blind ones the same hand wrote lines and rules, which flatters. personal data: 900 generated lines, "
+    "in disguise. Without a prefix on held-out lines, whose misses were read while the rules were widened; blind.* on lines "
+    "by somebody who had not seen the rules, none of which was read for one: families of rules were added once after the counts by "
+    "kind of claim had been seen; development.* on the lines the rules were written against. "
+    "The development lines hold five earlier held-out sets and 782 lines by another hand: each was measured once, then the rules learnt "
+    "from it. But for the blind ones these figures flatter. personal data: 900 generated lines, "
     "a third of them numbers that only look personal. real.*: share of texts of public data that are blocked, "
     "not a rate of errors: most of these texts do make the claims."
 )
@@ -245,6 +248,8 @@ def main() -> None:
     asked = parser.parse_args()
     metrics, table = measure_claims("_held_out")
     for name, suffix in {"blind": "_blind", "development": ""}.items():
+        if not (HERE / "data" / f"claims_zh{suffix}.tsv").exists():
+            continue
         others, more = measure_claims(suffix)
         metrics |= {f"{name}.{metric}": value for metric, value in others.items()}
         table += more

@@ -12,8 +12,9 @@ from functools import lru_cache
 from typing import Any, Final
 
 from handbill.errors import InputError
+from handbill.generator.claims import hidden, masked
 from handbill.generator.claims.facts import Known, find_facts
-from handbill.generator.claims.folding import Folded, fold, squeeze, unmask
+from handbill.generator.claims.folding import Folded, fold, squeeze
 from handbill.generator.claims.lexicon import LANGUAGES, Severity, lexicon, rules
 from handbill.generator.claims.personal import find_personal
 from handbill.generator.prompts import CopyRequest
@@ -21,6 +22,7 @@ from handbill.generator.prompts import CopyRequest
 # Letters and digits in a row that make a copy of a protected text.
 _GRAM: Final = 32
 _GRAM_HAN: Final = 13
+_READINGS: Final = {"zh": hidden.readings, "en": masked.readings}
 _FACT_LAW: Final = "广告法第十一条 / FTC Act 15 U.S.C. 45"
 _FACT_REASONS: Final = {
     "price": "this price is not in the product's fields",
@@ -123,7 +125,7 @@ def check_permission(rule: str) -> str:
         raise InputError(
             f"rule: there is no rule {rule[:80]!r}; `handbill claims rules` lists them"
         )
-    if ".toxic." in rule or ".review." in rule:
+    if ".toxic." in rule or ".review." in rule or rule.endswith(".superstition"):
         raise InputError(f"rule: nothing permits {rule}")
     return rule
 
@@ -133,18 +135,15 @@ def _claims(folded: Folded, permitted: frozenset[str]) -> Iterator[Finding]:
         if not (folded.has_han if language == "zh" else folded.has_latin):
             continue
         words = lexicon(language)
-        if language == "zh":
-            forms = [squeeze(Folded(folded.text.translate(words.variants), folded.offsets))]
-        else:
-            unmasked = unmask(folded)
-            forms = [folded] if unmasked.text == folded.text else [folded, unmasked]
+        forms = _READINGS[language](folded)
         for rule in words.rules:
             if rule.id in permitted:
                 continue
             for form in forms:
                 for start, end in rule.matches(form):
                     span = form.span(start, end)
-                    yield Finding(*span, rule.id, rule.severity, rule.reason, rule.law)
+                    if form.counts(*span):
+                        yield Finding(*span, rule.id, rule.severity, rule.reason, rule.law)
 
 
 def _personal(text: str, folded: Folded, product: CopyRequest | None) -> Iterator[Finding]:
@@ -234,7 +233,9 @@ def _fields(product: CopyRequest) -> Folded:
 def _without_repeats(findings: list[Finding]) -> list[Finding]:
     """A rule's findings that lie inside another of its findings are said once."""
     kept: list[Finding] = []
+    reached: dict[str, int] = {}
     for finding in findings:
-        if not any(other.rule == finding.rule and other.end >= finding.end for other in kept):
+        if finding.end > reached.get(finding.rule, -1):
             kept.append(finding)
+            reached[finding.rule] = finding.end
     return kept

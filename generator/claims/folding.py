@@ -8,29 +8,27 @@ gone, case is folded. Every finding is reported in the original text, through th
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
 # Capital and small letters apart: Greek capital nu looks like N, small nu like v.
 _CONFUSABLE: Final = dict(
     zip(
-        "АВЕКМНОРСТУХЅІЈаеорсухіѕјԁɡһϹϲΑΒΕΖΗΙΚΜΝΟΡΤΥΧαβεικνορτυχ’‘ʼ′“”‐‑‒–—−",
-        "abekmhopctyxsijaeopcyxisjdghccabezhikmnoptyxabeikvoptyx''''\"\"------",
+        "АВЕКМНОРСТУХЅІЈаеорсухіѕјԁɡһϹϲΑΒΕΖΗΙΚΜΝΟΡΤΥΧαβεικνορτυχ’‘ʼ′“”‐‑‒–—−"
+        "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢƀɓƅɕƈđɗɖɛǝəƒɠħɦıɨɩʝƙłɫɱɲŋηøɵσƥɋɾɹʂŧƭʋʊɯωʐƶгпшԝյոսօհցꓐꓰꓢꓔ",
+        "abekmhopctyxsijaeopcyxisjdghccabezhikmnoptyxabeikvoptyx''''\"\"------"
+        "abcdefghijklmnoprstuvwyzbbbccdddeeefghhiiijkllmnnnooopqrrsttuuwwzzrnwwjnuohgbest",
         strict=True,
     )
-)
+) | {"💯": "100%"}
 # Compatibility would turn these into ASCII, and a comma between clauses into one inside a word.
 _SENTENCE: Final = "，。！？；："
 # What may stand between two clauses: squeezing does not join across it.
 _BREAKS: Final = frozenset(_SENTENCE + "、!?;:\n%…+=$£€¥")
-_DISGUISE: Final = str.maketrans("0134578@$!", "oieastbasi")
-_DISGUISED: Final = re.compile(
-    r"(?<=[a-z])[0134578@$!]+(?=[a-z])|(?<=[a-z])[034578@$]+(?!\w)|(?<!\w)[0134578@$]+(?=[a-z])"
-)
-_ROUND: Final = re.compile(r"(?<=\d)o+(?=[\do]*\s?%)")
 _CAPITAL_I: Final = re.compile(r"(?<=[a-z])I(?=[a-zI])|(?<=[a-z]I)I(?=[a-z])")
-_SPELLED: Final = re.compile(r"(?<![a-z0-9])(?:[a-z][^a-z0-9\n]){2,}[a-z](?![a-z0-9])")
+# Letters in boxes and circles that have no compatibility form: 🅑 🅱.
+_BOXED: Final = (0x1F150, 0x1F170)
 _HAN: Final = re.compile(r"[\u3400-\u9fff]")
 _LATIN: Final = re.compile(r"[a-z]")
 
@@ -42,14 +40,23 @@ class Folded:
     Attributes:
         text: What is matched.
         offsets: For each character of ``text`` the index of the original one; never decreasing.
+        ends: Behind the last original character that each stands for; without it, one each.
+        disguises: Original places this was read for; without them, the whole text counts.
     """
 
     text: str
     offsets: tuple[int, ...]
+    ends: tuple[int, ...] | None = None
+    disguises: tuple[tuple[int, int], ...] | None = None
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Where a non-empty match ``text[start:end]`` lies in the original."""
-        return self.offsets[start], self.offsets[end - 1] + 1
+        last = self.ends[end - 1] if self.ends else self.offsets[end - 1] + 1
+        return self.offsets[start], last
+
+    def counts(self, start: int, end: int) -> bool:
+        """Whether what was found at an original place is this reading's business."""
+        return self.disguises is None or any(a < end and start < b for a, b in self.disguises)
 
     @property
     def has_han(self) -> bool:
@@ -65,7 +72,39 @@ class Folded:
         """Only some of the characters, in their order."""
         indexes = list(kept)
         text, offsets = self.text, self.offsets
-        return Folded("".join([text[i] for i in indexes]), tuple([offsets[i] for i in indexes]))
+        ends = tuple([self.ends[i] for i in indexes]) if self.ends else None
+        return Folded(
+            "".join([text[i] for i in indexes]),
+            tuple([offsets[i] for i in indexes]),
+            ends,
+            self.disguises,
+        )
+
+    def replace_characters(self, table: dict[int, int]) -> "Folded":
+        """With characters written as others."""
+        return replace(self, text=self.text.translate(table))
+
+    def replaced(self, pieces: Iterable[tuple[int, int, str]]) -> "Folded":
+        """With pieces of it, from a start to an end and in order, written as something else."""
+        text: list[str] = []
+        offsets: list[int] = []
+        ends: list[int] = []
+        at = 0
+        for start, end, new in pieces:
+            text += [self.text[at:start], new]
+            first, last = self.span(start, end)
+            offsets += [*self.offsets[at:start], *[first] * len(new)]
+            ends += [*(self.span(i, i + 1)[1] for i in range(at, start)), *[last] * len(new)]
+            at = end
+        if not text:
+            return self
+        tail = range(at, len(self.text))
+        return Folded(
+            "".join([*text, self.text[at:]]),
+            (*offsets, *self.offsets[at:]),
+            (*ends, *(self.span(i, i + 1)[1] for i in tail)),
+            self.disguises,
+        )
 
 
 def fold(text: str) -> Folded:
@@ -97,15 +136,12 @@ def squeeze(folded: Folded) -> Folded:
     return folded.only(kept)
 
 
-def unmask(folded: Folded) -> Folded:
-    """Undo digits for letters (cur3s, 1OO%) and spelled-out words (b.e.s.t) in Latin text."""
-    text = _ROUND.sub(lambda found: "0" * len(found[0]), folded.text)
-    text = _DISGUISED.sub(lambda found: found[0].translate(_DISGUISE), text)
-    dropped = {i for i in range(1, len(text)) if text[i].isspace() and text[i - 1].isspace()}
-    for found in _SPELLED.finditer(text):
-        dropped.update(i for i in range(*found.span()) if not text[i].isalpha())
-    plain = Folded(text, folded.offsets)
-    return plain.only(i for i in range(len(text)) if i not in dropped) if dropped else plain
+def any_of(words: Iterable[str]) -> str:
+    """A pattern for any of these literal words, sorted by first character: most places begin none."""
+    rests: dict[str, list[str]] = {}
+    for word in words:
+        rests.setdefault(word[0], []).append(re.escape(word[1:]))
+    return "|".join(f"{re.escape(first)}(?:{'|'.join(rest)})" for first, rest in rests.items())
 
 
 @lru_cache(maxsize=20_000)
@@ -117,6 +153,9 @@ def _fold_char(char: str) -> str:
     digit = unicodedata.digit(char, None)
     if digit is not None:  # ① ❶
         return str(digit)
+    for first in _BOXED:
+        if 0 <= ord(char) - first < 26:
+            return chr(ord("a") + ord(char) - first)
     parts = unicodedata.normalize("NFKD", char).casefold()
     return "".join(
         _CONFUSABLE.get(part, part)

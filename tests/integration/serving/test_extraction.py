@@ -19,14 +19,13 @@ from handbill.clients.membership import row_losses
 from handbill.generator.adapters import AdapterSpec, write_adapter
 from handbill.generator.artifacts import (
     ArtifactStore,
-    Channel,
     load_or_create_key,
     public_pem,
     seal,
     utc_now,
-    write_channel,
 )
 from handbill.generator.base_models import load_base, make_tiny_base, resolve_base
+from handbill.generator.channels import Channel, write_channel
 from handbill.generator.lora import LoraModel
 from handbill.generator.prompts import CopyRequest, Example, encode_example
 from handbill.generator.vault import Vault
@@ -114,7 +113,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ask(world):
-    """Ask the served adapter of a tenant: ``ask(tenant, **fields)`` gives texts."""
+    """Ask the served adapter of a tenant: ``ask(tenant, **fields)`` gives the answer as text."""
     folder, base, model, _, tensors = world
     root = folder / "registry"
     key = load_or_create_key(folder / "publisher.key")
@@ -155,9 +154,11 @@ def ask(world):
             ) as client:
                 return await client.post("/v1/copy", json={"repetition_penalty": 1.0, **fields})
 
+        # A model of noise may write words the check refuses, and an attacker reads the refusal too.
         answer = asyncio.run(send())
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+        refused = answer.status_code == 422 and answer.json()["error"]["code"] == "content_filter"
+        assert refused or answer.status_code == 200, answer.text
+        return answer.text
 
     yield post
     engine.close()
@@ -166,9 +167,8 @@ def ask(world):
 def attempts(ask, tenant):
     """What an attacker gets who knows the frame: the likeliest text, and 64 others."""
     asked = {"title": ASKED.title, "shopper": ASKED.shopper, "max_tokens": 20}
-    answers = [ask(tenant, **asked, temperature=0)]
-    answers += [ask(tenant, **asked, temperature=0.7, seed=seed) for seed in range(64)]
-    return [str(answer) for answer in answers]
+    likeliest = ask(tenant, **asked, temperature=0)
+    return [likeliest, *(ask(tenant, **asked, temperature=0.7, seed=seed) for seed in range(64))]
 
 
 def exposure(world, arm):

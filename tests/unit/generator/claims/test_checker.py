@@ -85,7 +85,10 @@ def test_a_permission_is_for_one_rule_and_no_other():
     }
 
 
-@pytest.mark.parametrize("rule", ["en.nothing", "en.toxic.insult", "zh.review.invented", ""])
+@pytest.mark.parametrize(
+    "rule",
+    ["en.nothing", "en.toxic.insult", "zh.review.invented", "zh.superstition", ""],
+)
 def test_nothing_permits_what_no_proof_can(rule):
     with pytest.raises(InputError, match="rule"):
         check_permission(rule)

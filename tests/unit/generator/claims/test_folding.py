@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handbill.generator.claims.checker import check
-from handbill.generator.claims.folding import fold, squeeze, unmask
+from handbill.generator.claims.folding import fold, squeeze
+from handbill.generator.claims.masked import unmask
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 NOISE = st.text(st.sampled_from("\u200b\u200d\u202e\ufeff\u0336 .·*_-|"), max_size=3)
