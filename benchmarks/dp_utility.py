@@ -24,7 +24,16 @@ from handbill.generator.interest import InterestModel
 from handbill.generator.interest_spec import InterestSpec
 from handbill.generator.lora import LoraModel
 from handbill.server.settings import ServerSettings
-from handbill.simulations.arms import Arms, Model, Settings, Shop, load_shops, varied, written
+from handbill.simulations.arms import (
+    Arms,
+    Model,
+    Settings,
+    Shop,
+    load_shops,
+    takes_part,
+    varied,
+    written,
+)
 from handbill.simulations.figures import draw_utility
 from handbill.simulations.results import write_result
 
@@ -102,12 +111,6 @@ def settings_at(given: Market, epsilon: str) -> Settings:
         server_learning_rate=settings.server.learning_rate * SLOWER_WITHOUT_NOISE,
         personal_learning_rate=settings.recipe.personal_learning_rate * SLOWER_WITHOUT_NOISE,
     )
-
-
-def takes_part(shop: Shop, recipe: Recipe) -> bool:
-    """Whether the default policy of such a shop allows the recipe."""
-    policy = shop.policy
-    return recipe.expected_users <= policy.users * policy.max_sampling_rate
 
 
 def cell(given: Market, settings: Settings, *, write: bool) -> Iterator[Row]:

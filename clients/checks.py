@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -14,6 +15,7 @@ from handbill.clients.rejects import Reject
 from handbill.clients.spool import Spool
 from handbill.clients.tally import ShopReport, Tally
 from handbill.federation.messages import Recipe
+from handbill.generator.scenarios import SHIPPED
 
 # Below this many shoppers the noise that hides one of them hides what they have in common too.
 MIN_USERS: Final = 100
@@ -62,6 +64,7 @@ def as_table(report: ShopReport) -> RenderableType:
     table.add_column()
     rows = {
         "copy": f"{report.scenario}, {report.language}",
+        "scenarios": scenarios_of(report),
         "rows usable": f"{report.rows_usable:,} of {report.rows_read:,}",
         "shoppers": f"{report.users:,}",
         "products": f"{report.items:,}",
@@ -95,6 +98,14 @@ def as_table(report: ShopReport) -> RenderableType:
     return Group(
         table, *(Text(f"warning: {warning}", style="yellow") for warning in report.warnings)
     )
+
+
+def scenarios_of(report: ShopReport) -> str:
+    """Which scenarios prompts are made of, for people."""
+    if report.scenarios == SHIPPED:
+        return "the shipped ones"
+    how = f"prompts {report.prompts[:19]}" if report.prompts else "prompts as the shipped ones"
+    return f"{Path(report.scenarios).name} over the shipped ones; {how}"
 
 
 def warnings_of(report: ShopReport) -> tuple[str, ...]:

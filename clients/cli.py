@@ -59,7 +59,7 @@ def check(
 ) -> None:
     """Say what is usable, count shoppers and rows, and name every bad row by file and line.
 
-    Bad rows are set aside in a reject file. Exits with 1 when a shop has no usable row.
+    It says as well which scenarios the shop trains with: the shipped ones, or its own file. Bad rows are set aside in a reject file. Exits with 1 when a shop has no usable row.
     """
     console = Console(soft_wrap=True, highlight=False)
     reports: list[dict[str, Any]] = []

@@ -257,6 +257,12 @@ def evaluate(
             arm, f"{score['loss']:.3f}", f"{score['rouge_l']:.3f}", f"{score['distinct_2']:.3f}"
         )
     Console().print(table)
+    if result["other_prompts"]:
+        typer.echo(
+            "warning: these adapters were trained with other scenarios than this shop's of now; "
+            "what is measured is a question they did not learn",
+            err=True,
+        )
 
 
 def merchant_folder(home: Path, shop: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from handbill.clients.checks import scenarios_of
 from handbill.clients.tally import FIELDS, ShopReport
 from handbill.generator.artifacts import utc_now
 
@@ -50,7 +51,9 @@ def render_page(reports: Sequence[ShopReport]) -> str:
         lstrip_blocks=True,
     )
     shops = [(report, charts(report)) for report in reports]
-    return environment.get_template("data_report.html").render(shops=shops, made=utc_now())
+    return environment.get_template("data_report.html").render(
+        shops=shops, made=utc_now(), scenarios_of=scenarios_of
+    )
 
 
 def charts(report: ShopReport) -> dict[str, list[Bar]]:

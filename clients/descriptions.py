@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from handbill.clients.sources import FileTable, Table
 from handbill.clients.tables import ENCODINGS, UTF8
 from handbill.errors import InputError
-from handbill.generator.scenarios import shipped
+from handbill.generator.claims.personal import find_personal
+from handbill.generator.scenarios import Scenarios, read_scenarios, shipped
 
 if TYPE_CHECKING:
     from handbill.clients.database import Database  # SQLAlchemy loads where there is one
@@ -49,7 +50,7 @@ PLACE_KEYS: Final = ("file", "table", "query", "encoding")
 DATABASE_KEYS: Final = ("url", "password_env")
 PASSWORD_VARIABLE: Final = "HANDBILL_DATABASE_PASSWORD"  # noqa: S105 - a name, no password
 FILTERED: Final = frozenset({"rows", "products", "published"})
-SHOP_KEYS: Final = ("id", "name", "language", "scenario", "liked_from")
+SHOP_KEYS: Final = ("id", "name", "language", "scenario", "scenarios", "liked_from")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,8 @@ class ShopInfo:
     """Who a shop is and what its copy is for.
 
     Attributes:
+        scenario: A name of ``scenarios``.
+        scenarios: What every prompt of this shop is made of: the shipped file, or the shop's own over it.
         liked_from: A shopper who rates a product so high, or higher, likes it.
     """
 
@@ -64,6 +67,7 @@ class ShopInfo:
     name: str
     language: str = "en"
     scenario: str = "recommendation_reason"
+    scenarios: Scenarios = field(default_factory=shipped, repr=False)
     liked_from: float = 4.0
 
     def __post_init__(self) -> None:
@@ -76,7 +80,7 @@ class ShopInfo:
             raise InputError("name: must be one line of text")
         if not LANGUAGE.fullmatch(self.language):
             raise InputError(f"language: {self.language!r} is no language tag such as en or zh")
-        shipped().get(self.scenario)
+        self.scenarios.get(self.scenario)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +224,11 @@ def read_place(
 
 
 def shop_info(path: Path, table: Mapping[str, Any]) -> ShopInfo:
-    """Check a ``[shop]`` section. ``name`` may be left out, then it is the id."""
+    """Check a ``[shop]`` section. ``name`` may be left out, then it is the id.
+
+    Raises:
+        InputError: Naming the key that is wrong, and for ``scenarios`` the place in that file.
+    """
     refuse_unknown(path, "shop.", table, SHOP_KEYS)
     liked_from = table.get("liked_from", 4.0)
     if type(liked_from) not in {int, float} or not math.isfinite(liked_from):
@@ -230,7 +238,9 @@ def shop_info(path: Path, table: Mapping[str, Any]) -> ShopInfo:
     if "id" not in given:
         raise InputError(f"{path}: shop.id is missing; give the shop a short name, such as my-shop")
     try:
-        return ShopInfo(**{"name": given["id"], **given}, liked_from=float(liked_from))
+        own = _own_scenarios(path, given.pop("scenarios")) if "scenarios" in given else shipped()
+        facts = {"name": given["id"], **given}
+        return ShopInfo(**facts, scenarios=own, liked_from=float(liked_from))
     except InputError as error:
         raise InputError(f"{path}: shop.{error}") from None
 
@@ -307,6 +317,19 @@ def _spec(
                 f"it has {', '.join(there) or 'none'}"
             )
     return TableSpec(table=table, columns=columns, where=kept)
+
+
+def _own_scenarios(path: Path, name: str) -> Scenarios:
+    """The scenarios a description names, beside it or by an absolute path."""
+    try:
+        own = read_scenarios(path.parent / name)
+    except InputError as error:
+        raise InputError(f"scenarios: {error}") from None
+    # Every row is learnt with these words, also the warm-up's, which has no noise.
+    tones = [words for tone in own.tones.values() for words in (tone.model_extra or {}).values()]
+    if found := [one.kind for text in (*own.texts(), *tones) for one in find_personal(text)]:
+        raise InputError(f"scenarios: {own.file}: holds personal data ({found[0]})")
+    return own
 
 
 def _filters(path: Path, key: str, table: Any) -> dict[str, str]:

@@ -26,6 +26,7 @@ from handbill.clients.markets import slug
 from handbill.clients.sources import FileTable, Table
 from handbill.clients.tables import SUFFIXES, UTF8
 from handbill.errors import InputError
+from handbill.generator.scenarios import SHIPPED
 
 MAX_TABLES: Final = 200
 _BYTES: Final = 1 << 20  # of a file, to tell its encoding by
@@ -129,7 +130,8 @@ def draft(
 
     Args:
         seen: Tables that were looked at.
-        folder: Where the description will lie: file names are relative to it.
+        folder: Where the description will lie: file names are relative to it. Scenarios of the shop's
+            own are named where they lie there.
         shop: The shop's id; made of the tables' place when empty.
         name: The shop's name; left out when empty.
         language: Of the copy; guessed when empty.
@@ -147,6 +149,7 @@ def draft(
         *([f"name = {_quoted(name)}"] if name else []),
         f"language = {_quoted(language)}",
         'scenario = "recommendation_reason"',
+        *([f"scenarios = {_quoted(SHIPPED)}"] if (folder / SHIPPED).is_file() else []),
     ]
     first = seen[0].table
     if isinstance(first, DatabaseTable):

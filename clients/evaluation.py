@@ -8,12 +8,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from handbill.clients.trainer import Trainer
-from handbill.errors import MissingError
+from handbill.errors import InputError, MissingError
 from handbill.federation.messages import Recipe
 from handbill.generator.adapters import AdapterSpec, Tensors
 from handbill.generator.lora import LoraModel
 from handbill.generator.metrics import distinct_n, rouge_l
-from handbill.generator.prompts import render_prompt
 
 ARMS: Final = ("base", "global", "personal")
 
@@ -33,6 +32,8 @@ class Evaluation:
 
     Attributes:
         samples: Copy for the same requests by base and by the shop's own adapter.
+        other_prompts: The adapters were trained with other scenarios than the shop has now, whose prompts
+            these are.
     """
 
     shop: str
@@ -40,6 +41,7 @@ class Evaluation:
     written: int
     arms: dict[str, ArmScore]
     samples: list[dict[str, str]]
+    other_prompts: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -56,15 +58,19 @@ def evaluate(trainer: Trainer, *, rows: int, written: int) -> Evaluation:
 
     Raises:
         MissingError: The merchant has not finished a run yet.
+        InputError: No prompt fits.
     """
     model, recipe, adapters = load_arms(trainer)
-    held_out = trainer.users.held_out[:rows]
+    held_out = trainer.fitting(trainer.users.held_out[:rows], recipe)
     encoded = trainer.encode(held_out, recipe)
+    if not encoded:
+        raise InputError(
+            f"{trainer.merchant.id}: no held-out shopper's prompt fits into "
+            f"max_prompt_tokens={recipe.max_prompt_tokens}; shorten the instructions of "
+            f"{trainer.scenarios.file}"
+        )
     some = held_out[:written]
-    prompts = [
-        render_prompt(model.tokenizer, row.request, max_tokens=recipe.max_prompt_tokens)
-        for row in some
-    ]
+    prompts = [row.ids[: row.n_prompt] for row in encoded[:written]]
     arms, texts = {}, {}
     for arm, tensors in adapters.items():
         model.load(tensors)
@@ -91,6 +97,7 @@ def evaluate(trainer: Trainer, *, rows: int, written: int) -> Evaluation:
         written=len(some),
         arms=arms,
         samples=samples,
+        other_prompts=_about(trainer).get("prompts", "") != trainer.scenarios.prompts,
     )
 
 
@@ -100,10 +107,7 @@ def load_arms(trainer: Trainer) -> tuple[LoraModel, Recipe, dict[str, Tensors]]:
     Raises:
         MissingError: The merchant has not finished a run yet.
     """
-    folder = trainer.home / "adapters"
-    if not (folder / "run.json").is_file():
-        raise MissingError(f"{folder}: no adapters yet; this shop has not finished a training run")
-    about = json.loads((folder / "run.json").read_text())
+    folder, about = trainer.home / "adapters", _about(trainer)
     model = trainer.model_for(AdapterSpec.from_dict(about["spec"]))
     found = {"base": {n: np.zeros(s, np.float32) for n, s in model.shapes.items()}}
     for arm in ARMS[1:]:
@@ -111,3 +115,13 @@ def load_arms(trainer: Trainer) -> tuple[LoraModel, Recipe, dict[str, Tensors]]:
         if path.is_file():
             found[arm] = dict(load_file(path))
     return model, Recipe(**about["recipe"]), found
+
+
+def _about(trainer: Trainer) -> dict[str, Any]:
+    """What is kept of the last run beside its adapters."""
+    file = trainer.home / "adapters" / "run.json"
+    if not file.is_file():
+        raise MissingError(
+            f"{file.parent}: no adapters yet; this shop has not finished a training run"
+        )
+    return dict(json.loads(file.read_text()))

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from handbill.errors import InputError
 from handbill.generator.claims.personal import find_personal, mask_personal
 from handbill.generator.prompts import CopyRequest, Example
-from handbill.generator.scenarios import shipped
+from handbill.generator.scenarios import Scenarios
 
 FEEDBACK_FILE: Final = Path("feedback/events.jsonl")
 CLICKED: Final = 1.0
@@ -92,8 +92,12 @@ class ShopFeedback:
 NO_FEEDBACK: Final = ShopFeedback(by_user={})
 
 
-def read_feedback(file: Path) -> ShopFeedback:
+def read_feedback(file: Path, scenarios: Scenarios) -> ShopFeedback:
     """Read what :func:`write_feedback` wrote; nothing when it is not there.
+
+    Args:
+        file: Where it is.
+        scenarios: The shop's: of copy of a scenario that is not among them no prompt can be made.
 
     Raises:
         InputError: The file is damaged.
@@ -118,7 +122,7 @@ def read_feedback(file: Path) -> ShopFeedback:
         if "text" not in copy:
             without_text += 1
             continue
-        example = examples.get(key) or _example(*key, copy)
+        example = examples.get(key) or _example(*key, copy, scenarios)
         if example is None:
             unusable += 1
             continue
@@ -224,7 +228,9 @@ def _asked(example: Example) -> CopyRequest:
     return replace(example.request, tone="")
 
 
-def _example(user: str, copy_id: str, copy: Mapping[str, Any]) -> Example | None:
+def _example(
+    user: str, copy_id: str, copy: Mapping[str, Any], scenarios: Scenarios
+) -> Example | None:
     text = str(copy["text"])
     if not text.strip() or find_personal(text):
         return None
@@ -232,7 +238,7 @@ def _example(user: str, copy_id: str, copy: Mapping[str, Any]) -> Example | None
         fields = dict(copy["request"])
         fields |= {name: mask_personal(str(fields[name])) for name in _MASKED if name in fields}
         request = CopyRequest(**fields)
-        shipped().get(request.scenario)  # no prompt can be made of another
+        scenarios.get(request.scenario)  # no prompt can be made of another
         return Example(user=user, item=copy_id, request=request, text=text)
     except (InputError, KeyError, TypeError):
         return None

@@ -46,8 +46,9 @@ def feedback(
     names = read_shopper_keys(shoppers) if shoppers else None
     file = folder / FEEDBACK_FILE
     write_feedback(file, _named(_fetch(url, _key(key, folder)), names))
-    found = read_feedback(file)
-    users = set(load_own_shop(merchant).by_user)
+    shop_data = load_own_shop(merchant)
+    found = read_feedback(file, shop_data.info.scenarios)
+    users = set(shop_data.by_user)
     met = [one for rows in found.by_user.values() for one in rows]
     known = sum(user in users for user in found.by_user)
     facts: dict[str, Any] = {

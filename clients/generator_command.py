@@ -1,4 +1,4 @@
-"""``handbill generator``: train what writes copy from nothing, and let it write."""
+"""``handbill generator``: train what writes copy from nothing, shorten what is there, and let it write."""
 
 import json
 import math
@@ -10,7 +10,8 @@ import typer
 from handbill.clients.cli import AsJson
 
 generator_app = typer.Typer(
-    help="Train a generator of copy from nothing, and write with it.", no_args_is_help=True
+    help="Train a generator of copy from nothing or shorten a base model, and write with it.",
+    no_args_is_help=True,
 )
 
 
@@ -30,6 +31,12 @@ def train(
     start: Annotated[
         Path | None, typer.Option(help="For gan: a seq2seq on the same data to go on from.")
     ] = None,
+    augment: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Variants of the same copy, by `handbill data augment`; may be repeated."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -40,6 +47,7 @@ def train(
     """
     from handbill.generator.copies import read_copies
     from handbill.generator.generators import default_schedule, train_generator
+    from handbill.generator.variants import read_variants
 
     copies = [copy for file in data for copy in read_copies(file, written=False)]
     schedule = default_schedule(kind, epochs=epochs, seed=seed)
@@ -50,6 +58,7 @@ def train(
         schedule=schedule,
         tokens=tokens,
         start=start,
+        variants=[one for file in augment or () for one in read_variants(file)],
         minutes=minutes or math.inf,
         say=lambda line: typer.echo(line, err=True),
     )
@@ -60,6 +69,52 @@ def train(
     typer.echo(
         f"wrote {out}: {kind}, {found.steps:,} steps, held-out loss {found.held_out_loss:.3f}"
     )
+
+
+@generator_app.command("shorten")
+def shorten(
+    *,
+    base: Annotated[
+        str, typer.Option(help="Base model, by name, folder or hub id.")
+    ] = "smollm2-135m",
+    layers: Annotated[int, typer.Option(help="Transformer layers that are left.")],
+    data: Annotated[
+        list[Path], typer.Option(help="Published copy, as JSON lines; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the shorter model.")],
+    steps: Annotated[
+        int, typer.Option(min=0, help="Of healing by distillation from the whole model; 0: none.")
+    ] = 100,
+    seed: Annotated[int, typer.Option(help="Of which copy is used, and its order.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Leave out a base model's layers that change least, for small machines, and say what that costs.
+
+    The result is a base model like any other: runs, serving and `write` take its folder. Healing that was
+    cut off goes on when the same command is given again. Nothing in it is differentially private: use
+    published copy.
+    """
+    from dataclasses import replace
+
+    from handbill.generator.copies import read_copies
+    from handbill.generator.shorten import HEALING, shorten_base
+
+    found = shorten_base(
+        base,
+        [copy for file in data for copy in read_copies(file, written=False)],
+        out,
+        layers=layers,
+        steps=steps,
+        schedule=replace(HEALING, seed=seed),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    facts = found.facts["shortened"]
+    if as_json:
+        told = {"folder": str(out), "steps": steps, "parameters": found.facts["parameters"]}
+        typer.echo(json.dumps({**told, **facts}, indent=2, ensure_ascii=False))
+        return
+    losses = ", ".join(f"{name} {value:.3f}" for name, value in facts["held_out_loss"].items())
+    typer.echo(f"wrote {out}: {layers} layers of {facts['base']}; held-out loss: {losses}")
 
 
 @generator_app.command("write")
@@ -76,6 +131,12 @@ def write(
     temperature: Annotated[
         float, typer.Option(min=0.01, max=2, help="How freely words are drawn.")
     ] = 0.7,
+    insist: Annotated[
+        float,
+        typer.Option(
+            min=0, max=10, help="Nats that attributes become likelier by while the copy lacks them."
+        ),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed writes the same.")] = 0,
 ) -> None:
     """Write copy for each product of a file, ready for `handbill evaluate run`, or to choose from."""
@@ -86,7 +147,7 @@ def write(
     given = [
         (copy_of(fields, where, written=False), fields) for where, fields in read_objects(file)
     ]
-    texts = load_writer(generator, temperature=temperature).write(
+    texts = load_writer(generator, temperature=temperature, insist=insist).write(
         [copy for copy, _ in given], n=candidates, seed=seed
     )
     lines = []

@@ -71,6 +71,10 @@ class Journal:
             return None
         return dict(load_file(path))
 
+    def learnt_with(self, asked: Instruction) -> str:
+        """The prompts that the update kept for this round was learnt with, see :meth:`keep`."""
+        return _metadata(self._path(asked)).get("prompts", "")
+
     def burn(self, asked: Instruction) -> None:
         """Write durably that this round's update may be in a sum now: it is never sent again.
 
@@ -78,11 +82,18 @@ class Journal:
         """
         write_durably(self._path(asked).with_suffix(_BURNT), b"")
 
-    def keep(self, asked: Instruction, update: Tensors) -> None:
-        """Write an update durably; older ones are dropped."""
+    def keep(self, asked: Instruction, update: Tensors, *, prompts: str = "") -> None:
+        """Write an update durably; older ones are dropped.
+
+        Args:
+            asked: What it answers. Which prompts it was learnt with is no part of its place: it is
+                paid for, and what was paid for is sent again, whatever the shop's scenarios are by then.
+            update: Local minus global weights.
+            prompts: What it was learnt with (``Scenarios.prompts``).
+        """
         path = self._path(asked)
         temporary = path.with_suffix(".new")
-        save_file(update, temporary, metadata={"run": asked.run, "stage": asked.stage})
+        save_file(update, temporary, metadata=_about(asked.run, asked.stage, prompts))
         sync_to_disk(temporary)
         faultpoint("journal.keep.before_rename")
         temporary.rename(path)
@@ -92,12 +103,15 @@ class Journal:
             old.unlink()
             old.with_suffix(_BURNT).unlink(missing_ok=True)
 
-    def updates(self, run: str) -> list[Tensors]:
-        """What was last given to the global adapter in a run, the oldest first; at most 16."""
+    def updates(self, run: str, *, prompts: str = "") -> list[Tensors]:
+        """What was last given to the global adapter in a run, the oldest first; at most 16.
+
+        Those of other prompts are left out: what they say of the shop is of another question.
+        """
         return [
             dict(load_file(path))
             for path in self._kept()
-            if _metadata(path) == {"run": run, "stage": "global"}
+            if _metadata(path) == _about(run, "global", prompts)
         ]
 
     def round_off(self, run: str, update: Tensors) -> Tensors:
@@ -176,6 +190,11 @@ class Journal:
     def _path(self, asked: Instruction) -> Path:
         slot = f"{asked.run}\0{asked.round}\0{asked.stage}\0{asked.parent}"
         return self._folder / f"{hashlib.sha256(slot.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _about(run: str, stage: str, prompts: str) -> dict[str, str]:
+    """What an update's file says of it; nothing of prompts where they are the shipped ones."""
+    return {"run": run, "stage": stage} | ({"prompts": prompts} if prompts else {})
 
 
 def _metadata(path: Path) -> dict[str, str]:

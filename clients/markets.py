@@ -94,7 +94,7 @@ def _split(path: Path, tree: Mapping[str, Any], folder: Path) -> list[ShopSource
     shared, named = (
         section(path, tree, name) if name in tree else {} for name in ("shop", "shops")
     )
-    refuse_unknown(path, "shop.", shared, ("language", "scenario", "liked_from"))
+    refuse_unknown(path, "shop.", shared, ("language", "scenario", "scenarios", "liked_from"))
     database = read_database(path, tree, folder)
     rows = section(path, tree, "rows")
     table = read_place(path, "rows", rows, folder=folder, database=database)
@@ -102,7 +102,7 @@ def _split(path: Path, tree: Mapping[str, Any], folder: Path) -> list[ShopSource
     for value, own in named.items():
         if not isinstance(own, dict):
             raise InputError(f"{path}: [shops.{value}] must be a table")
-        refuse_unknown(path, f"shops.{value}.", own, ("id", "name"))
+        refuse_unknown(path, f"shops.{value}.", own, ("id", "name", "scenario", "scenarios"))
         if value not in values:
             raise InputError(f"{path}: [shops.{value}]: no row of {table.name} has it as {column}")
     shops = []

@@ -82,7 +82,8 @@ def audit_shop(
     model, recipe, arms = load_arms(trainer)
     policy = trainer.policy
     rows, inside = _candidates(trainer, shoppers)
-    encoded = trainer.encode(rows, recipe)
+    with_room = [number for number, row in enumerate(rows) if trainer.fitting([row], recipe)]
+    inside, encoded = inside[with_room], trainer.encode(rows, recipe)
     losses = {}
     total = len(arms) * len(encoded)
     for number, (arm, tensors) in enumerate(arms.items()):

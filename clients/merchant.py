@@ -44,6 +44,8 @@ class Merchant:
         replay: Of a shopper with feedback: the share of older rows among what is drawn.
         stop_at_rise: The shop's own adapter is trained no further once the loss on its product
             descriptions rose by so many nats a token; 0 takes all steps.
+        augment: Chance that a variant with synonyms is learnt from in the place of a row.
+        synonyms: The file or folder that they are in.
     """
 
     id: str
@@ -58,6 +60,8 @@ class Merchant:
     feedback: str = "weighted"
     replay: float = 0.5
     stop_at_rise: float = 0.0
+    augment: float = 0.0
+    synonyms: str = ""
 
     def __post_init__(self) -> None:
         check_tenant(self.id)
@@ -69,6 +73,10 @@ class Merchant:
             raise InputError(f"{MERCHANT_FILE}: replay={self.replay} not in [0, 1]")
         if not 0 <= self.stop_at_rise < math.inf:
             raise InputError(f"{MERCHANT_FILE}: stop_at_rise={self.stop_at_rise} is negative")
+        if not 0 <= self.augment <= 1:
+            raise InputError(f"{MERCHANT_FILE}: augment={self.augment} not in [0, 1]")
+        if self.augment and not self.synonyms:
+            raise InputError(f"{MERCHANT_FILE}: augment={self.augment} needs a file of synonyms")
         if self.dtype not in {"float32", "bfloat16"}:
             raise InputError(f"{MERCHANT_FILE}: dtype={self.dtype!r}: float32 or bfloat16")
 

@@ -18,7 +18,8 @@ from handbill.clients.feedback import Pair
 from handbill.clients.merchant import POLICY_FILE, Merchant, Policy
 from handbill.clients.shop import held_out_test
 from handbill.clients.shoppers import SPLIT_LABEL, ShopUsers, own_source
-from handbill.errors import PolicyError
+from handbill.clients.variants import DrawnRows, Variants
+from handbill.errors import InputError, PolicyError
 from handbill.federation.messages import Instruction, Recipe
 from handbill.generator.adapters import Tensors
 from handbill.generator.behaviour import probe_lessons
@@ -58,8 +59,12 @@ class Study(Protocol):
     def held_out(self, recipe: Recipe) -> list[Any]:
         """Rows of shoppers who are only measured on; what is measured stays here."""
 
-    def users(self, recipe: Recipe) -> list[list[Any]]:
+    def users(self, recipe: Recipe, *, label: str = "") -> list[Sequence[Any]]:
         """Rows of each shopper to train on.
+
+        Args:
+            recipe: How long a row may be.
+            label: Of the round: the same draws the same variants, where there are any.
 
         Raises:
             PolicyError: Too few have any. How many is private: the server reads this error.
@@ -87,24 +92,47 @@ class CopyStudy:
         model: LoraModel,
         users: ShopUsers,
         encode: Encode,
+        prompts: str = "",
+        variants: Variants | None = None,
     ) -> None:
+        """Learn from ``users``; ``prompts`` is what ``encode`` makes prompts of (``Scenarios.prompts``)."""
         self._home, self._merchant, self._policy = home, merchant, policy
+        self._variants = variants
         self.model, self._users, self._encode = model, users, encode
+        self._prompts = prompts
 
     def invented(self, recipe: Recipe) -> list[EncodedExample]:
-        """See :class:`Study`."""
-        return self._encode([INVENTED], recipe)
+        """See :class:`Study`.
+
+        Raises:
+            InputError: The shop's instruction leaves no room: its scenarios say so, no row does.
+        """
+        rows = self._encode([INVENTED], recipe)
+        if not rows:
+            raise InputError(
+                f"max_prompt_tokens={recipe.max_prompt_tokens} is too small for this shop's instruction "
+                f"of {INVENTED.request.scenario}; nothing was spent"
+            )
+        return rows
 
     def held_out(self, recipe: Recipe) -> list[EncodedExample]:
         """See :class:`Study`."""
-        return self._encode(self._users.held_out[:CURVE_ROWS], recipe)
+        rows = self._encode(self._users.held_out[:CURVE_ROWS], recipe)
+        return rows or self.invented(recipe)
 
-    def users(self, recipe: Recipe) -> list[list[EncodedExample | EncodedPair]]:
+    def users(
+        self, recipe: Recipe, *, label: str = ""
+    ) -> list[Sequence[EncodedExample | EncodedPair]]:
         """See :class:`Study`. Those without a token of copy are left out."""
-        users: list[list[EncodedExample | EncodedPair]] = []
+        users: list[Sequence[EncodedExample | EncodedPair]] = []
         for rows in self._users.lessons:
-            encoded = (self._encode_any(row, recipe) for row in rows)
-            users.append([row for row in encoded if row.has_copy])
+            encoded = [(row, ids) for row in rows for ids in self._encode_any(row, recipe)]
+            usable = [(row, ids) for row, ids in encoded if ids.has_copy]
+            examples = [row for row, _ in usable if isinstance(row, Example)]
+            if self._variants and len(examples) == len(usable):
+                users.append(self._varied(self._variants, examples, recipe, label))
+            else:  # of two answers to one question neither is put in other words
+                users.append([ids for _, ids in usable])
         return _enough(
             [rows for rows in users if rows],
             self._policy,
@@ -115,7 +143,8 @@ class CopyStudy:
         self, users: Sequence[Sequence[EncodedExample | EncodedPair]], *, together: int
     ) -> PrivateModel[Any]:
         """See :class:`Study`."""
-        pairs = [row for rows in users for row in rows if isinstance(row, EncodedPair)]
+        given = [rows for rows in users if not isinstance(rows, DrawnRows)]  # none is a pair there
+        pairs = [row for rows in given for row in rows if isinstance(row, EncodedPair)]
         return PreferenceModel(self.model, pairs, batch_rows=together) if pairs else self.model
 
     def early_stop(self, recipe: Recipe) -> CatalogueStop | None:
@@ -134,13 +163,31 @@ class CopyStudy:
         save_file(received, folder / "global.safetensors")
         if own is not None:
             save_file(own, folder / "personal.safetensors")
-        about = {"run": asked.run, "spec": asked.spec.to_dict(), "recipe": asdict(asked.recipe)}
+        about = {
+            "run": asked.run,
+            "spec": asked.spec.to_dict(),
+            "recipe": asdict(asked.recipe),
+            "prompts": self._prompts,
+        }
         (folder / "run.json").write_text(json.dumps(about))
 
-    def _encode_any(self, row: Example | Pair, recipe: Recipe) -> EncodedExample | EncodedPair:
-        if isinstance(row, Pair):
-            return EncodedPair(*self._encode((row.chosen, row.rejected), recipe))
-        return self._encode((row,), recipe)[0]
+    def _varied(
+        self, variants: Variants, rows: Sequence[Example], recipe: Recipe, label: str
+    ) -> Sequence[EncodedExample]:
+        """One shopper's rows, or variants of them: as many."""
+
+        def drawn(i: int) -> EncodedExample:
+            return self._encode([variants.drawn(rows[i], label)], recipe)[0]
+
+        return DrawnRows(len(rows), drawn)
+
+    def _encode_any(
+        self, row: Example | Pair, recipe: Recipe
+    ) -> list[EncodedExample | EncodedPair]:
+        if isinstance(row, Pair):  # one prompt for both, so both have room or none
+            both = self._encode((row.chosen, row.rejected), recipe)
+            return [EncodedPair(*both)] if both else []
+        return list(self._encode((row,), recipe))
 
 
 class InterestStudy:
@@ -181,11 +228,11 @@ class InterestStudy:
         """See :class:`Study`."""
         return self._split[1][:INTEREST_ROWS] or self.invented(recipe)
 
-    def users(self, recipe: Recipe) -> list[list[Seen]]:
+    def users(self, recipe: Recipe, *, label: str = "") -> list[Sequence[Seen]]:
         """See :class:`Study`."""
-        del recipe
+        del recipe, label
         return _enough(
-            self._split[0],
+            list[Sequence[Seen]](self._split[0]),
             self._policy,
             "fewer shoppers did anything to learn interest from than min_users",
         )

@@ -28,6 +28,8 @@ class ShopReport:
     """Counts over one shop's data; holds nothing of its content.
 
     Attributes:
+        scenarios: File that says what copy is asked for.
+        prompts: Digest of what prompts are made of; empty where they are the shipped ones.
         rows_read: Records of the rows table that are this shop's.
         rejected: Reason to number of rows set aside, all tables together.
         repeated: Rows set aside since another one is the same.
@@ -55,6 +57,8 @@ class ShopReport:
     name: str
     language: str
     scenario: str
+    scenarios: str
+    prompts: str
     rows_read: int
     rows_usable: int
     rows_rejected: int
@@ -165,6 +169,8 @@ class Tally:
             name=self._info.name,
             language=self._info.language,
             scenario=self._info.scenario,
+            scenarios=self._info.scenarios.file,
+            prompts=self._info.scenarios.prompts,
             rows_read=rows_read,
             rows_usable=usable,
             rows_rejected=rows_read - usable,

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from handbill.clients.budget import Budget
+from handbill.clients.encoding import Encoder
 from handbill.clients.feedback import FEEDBACK_FILE, NO_FEEDBACK, read_feedback
 from handbill.clients.journal import Journal
 from handbill.clients.merchant import (
@@ -30,6 +31,7 @@ from handbill.clients.merchant import (
 from handbill.clients.secure_sums import SecureSums
 from handbill.clients.shoppers import ShopUsers, load_own_shop
 from handbill.clients.studies import CopyStudy, InterestStudy, Study
+from handbill.clients.variants import Variants
 from handbill.clients.warmup import plain_step
 from handbill.errors import InputError, NonFiniteUpdateError, PolicyError, ProtocolError
 from handbill.federation.compression import compress
@@ -48,7 +50,7 @@ from handbill.generator.artifacts import load_or_create_key, load_public_key
 from handbill.generator.base_models import resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.generator.model_specs import ModelSpec
-from handbill.generator.prompts import EncodedExample, Example, encode_example
+from handbill.generator.prompts import EncodedExample, Example
 from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.faults import faultpoint
 from handbill.privacy.noise import Noise, SecureNoise
@@ -91,15 +93,19 @@ class Trainer:
         self.policy.check_installed(software=package_digest(), base=self._base.digest)
         self._model = model
         self._interest: InterestStudy | None = None
-        self._encoded: dict[Example, EncodedExample] = {}
         off = self.merchant.feedback == "off"
+        shop = load_own_shop(self.merchant)
+        self.scenarios = shop.info.scenarios
+        self._encoder = Encoder(self.scenarios)
+        feedback = NO_FEEDBACK if off else read_feedback(home / FEEDBACK_FILE, self.scenarios)
         self.users = ShopUsers.of(
-            load_own_shop(self.merchant),
+            shop,
             held_out=self.policy.held_out,
-            feedback=NO_FEEDBACK if off else read_feedback(home / FEEDBACK_FILE),
+            feedback=feedback,
             objective=self.merchant.feedback,
             replay=self.merchant.replay,
         )
+        self._variants = Variants.of(self.merchant, self.users.catalogue)
 
     def handle(self, message: bytes) -> bytes:
         """Answer one instruction of the server with one signed report.
@@ -165,7 +171,7 @@ class Trainer:
             if asked.compressed:
                 update = self._journal.round_off(asked.run, update)
             faultpoint("trainer.after_training")
-            self._journal.keep(asked, update)
+            self._journal.keep(asked, update, prompts=self.scenarios.prompts)
             faultpoint("trainer.kept")
         privacy: dict[str, object] = {}
         if asked.stage != "warmup":
@@ -174,7 +180,9 @@ class Trainer:
         if asked.phase == "share":
             self._sums.put(update)
         content = content or (compress(update) if asked.compressed else update)
-        report = self._report(asked, content, privacy)
+        # Of the one round whose update the server knows to be this shop's alone.
+        prompts = self._journal.learnt_with(asked) if asked.stage == "personal" else ""
+        report = self._report(asked, content, privacy, prompts=prompts)
         faultpoint("trainer.before_send")
         return report
 
@@ -188,6 +196,8 @@ class Trainer:
                 model=self.model_for(spec),
                 users=self.users,
                 encode=self.encode,
+                prompts=self.scenarios.prompts,
+                variants=self._variants,
             )
         if self._interest is None or self._interest.spec != spec:
             self._interest = InterestStudy(self.home, self.merchant, self.policy, spec=spec)
@@ -201,18 +211,18 @@ class Trainer:
         return self._model
 
     def encode(self, rows: Sequence[Example], recipe: Recipe) -> list[EncodedExample]:
-        """Token ids of rows, remembered."""
+        """Token ids of the rows that are :meth:`fitting`, in the words of the shop's scenarios."""
+        return self._encoder.encode(self._tokenizer, rows, recipe)
+
+    def fitting(self, rows: Sequence[Example], recipe: Recipe) -> list[Example]:
+        """The rows whose prompt has room, see :meth:`Encoder.fitting`."""
+        return self._encoder.fitting(self._tokenizer, rows, recipe)
+
+    @property
+    def _tokenizer(self) -> Any:
         if self._model is None:
             raise InputError("no model is loaded yet")
-        for row in rows:
-            if row not in self._encoded:
-                self._encoded[row] = encode_example(
-                    self._model.tokenizer,
-                    row,
-                    max_prompt_tokens=recipe.max_prompt_tokens,
-                    max_copy_tokens=recipe.max_copy_tokens,
-                )
-        return [self._encoded[row] for row in rows]
+        return self._model.tokenizer
 
     def _warm_up(self, asked: Instruction, weights: Tensors) -> Tensors:
         """One step on product descriptions, without noise; returns local minus global weights."""
@@ -221,17 +231,24 @@ class Trainer:
             raise ProtocolError("a model of interest has no warm-up: no catalogue can teach it")
         model = self.model_for(asked.spec)
         model.load(weights)
-        rows = [row for row in self.encode(self.users.catalogue, recipe) if len(row) > row.n_prompt]
+        rows = [
+            row
+            for row in self.users.catalogue
+            if any(len(ids) > ids.n_prompt for ids in self.encode([row], recipe))
+        ]
         if not rows:
             raise PolicyError(
                 "this shop has no product descriptions to warm up on: name products.description "
                 "in its shop.toml, or ask the operator for warmup_rounds = 0"
             )
         started = time.monotonic()
-        chosen = self._noise.uniform(len(rows)).argsort()[: recipe.warmup_rows]
+        order = self._noise.uniform(len(rows)).argsort()[: recipe.warmup_rows]
+        chosen = [rows[int(i)] for i in order]
+        if self._variants:
+            chosen = [self._variants.drawn(row, _round_of(asked)) for row in chosen]
         update = plain_step(
             model,
-            [rows[int(i)] for i in chosen],
+            self.encode(chosen, recipe),
             learning_rate=recipe.learning_rate,
             batch_rows=recipe.batch_rows,
         )
@@ -247,7 +264,7 @@ class Trainer:
         model.load(weights)
         self._check_loss(study, recipe)
         self._note_held_out_loss(asked, study)
-        users = study.users(recipe)
+        users = study.users(recipe, label=_round_of(asked))
         faultpoint("trainer.before_reserve")
         # Reserve first: a crash may waste budget, never overspend.
         event = self._budget.reserve(asked, rate)
@@ -262,7 +279,7 @@ class Trainer:
             optimizer=recipe.personal_optimizer if personal else "sgd",
             apart=self.merchant.dtype != "float32",
             adapt=AdaptiveClipping(quantile=quantile) if quantile else None,
-            earlier=as_gradients(self._journal.updates(asked.run), recipe) if personal else (),
+            earlier=as_gradients(self._earlier(asked), recipe) if personal else (),
         )
         stop = study.early_stop(recipe) if personal else None
         learner = study.learner(users, together=1 if plan.apart else recipe.batch_rows)
@@ -277,7 +294,18 @@ class Trainer:
         study.keep(asked, weights, trained if personal else None)
         return {n: (trained[n] - weights[n]).astype(np.float32) for n in trained}
 
-    def _report(self, asked: Instruction, update: Tensors, privacy: dict[str, object]) -> bytes:
+    def _earlier(self, asked: Instruction) -> list[Tensors]:
+        """What the shop gave to this run, as far as it was learnt with the prompts of now."""
+        return self._journal.updates(asked.run, prompts=self.scenarios.prompts)
+
+    def _report(
+        self,
+        asked: Instruction,
+        update: Tensors,
+        privacy: dict[str, object],
+        *,
+        prompts: str = "",
+    ) -> bytes:
         report = Report(
             merchant=self.merchant.id,
             run=asked.run,
@@ -288,6 +316,7 @@ class Trainer:
             ledger_head=self._budget.head(),
             privacy=dict(privacy),
             phase=asked.phase,
+            prompts=prompts,
         )
         return sign(report, update, self._key).to_bytes()
 
@@ -335,6 +364,11 @@ def as_gradients(updates: Sequence[Tensors], recipe: Recipe) -> list[Tensors]:
     """
     scale = np.float32(-1.0 / (recipe.learning_rate * recipe.local_steps))
     return [{name: scale * value for name, value in update.items()} for update in updates]
+
+
+def _round_of(asked: Instruction) -> str:
+    """A round's name; a round that is trained a second time has the same."""
+    return f"{asked.run}/{asked.stage}/{asked.round}"
 
 
 def _check_finite(weights: Tensors) -> None:

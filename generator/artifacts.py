@@ -1,9 +1,9 @@
-"""Signed, content-addressed artifacts, and the signed channels that point to them.
+"""Signed, content-addressed artifacts.
 
 An artifact is a folder: an adapter's files, ``manifest.json`` (what it is, where it comes
 from, what it guarantees, the digest of every file) and ``manifest.sig`` (Ed25519 over the
 manifest's canonical bytes). Its name is the digest of its manifest, so a name always means
-the same bytes. A channel is a signed pointer: what one tenant is served now.
+the same bytes. What points to them is in :mod:`handbill.generator.channels`.
 
 Every signature is made over a label and the bytes, so that no signature of one kind can be
 shown as another.
@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +30,6 @@ from handbill.errors import ArtifactError, InputError
 MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
 MANIFEST_LABEL: Final = b"handbill/v1/manifest\0"
-CHANNEL_LABEL: Final = b"handbill/v1/channel\0"
-GLOBAL_CHANNEL: Final = "_global"
 ADDING: Final = ".adding-"
 LEAVING: Final = ".leaving-"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -89,6 +87,8 @@ class Manifest:
         privacy: DP statements, one per contributing merchant (:mod:`handbill.privacy.statement`).
         sums: How many merchants were in each secure sum it was made of; none where the operator
             was given updates one by one.
+        prompts: Digest of what the prompts it was trained with were made of, for a tenant's own that
+            was trained with scenarios of the shop's own; empty for the shipped ones.
     """
 
     kind: str
@@ -103,6 +103,7 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
     privacy: list[dict[str, Any]] = field(default_factory=list)
     sums: list[int] = field(default_factory=list)
+    prompts: str = ""
     created: str
     format: int = 1
 
@@ -114,8 +115,9 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Canonical JSON, which is what is signed."""
         fields = asdict(self)
-        if not self.sums:
-            del fields["sums"]  # as it was before there were any
+        for name in ("sums", "prompts"):
+            if not fields[name]:
+                del fields[name]  # as it was before there were any
         return canonical_json(fields)
 
     @classmethod
@@ -203,7 +205,7 @@ def read_verified(folder: Path, public_key: Ed25519PublicKey) -> tuple[Manifest,
     Raises:
         ArtifactError: Naming the file that is missing, extra or changed.
     """
-    data = _read_small(folder / MANIFEST_FILE)
+    data = read_small(folder / MANIFEST_FILE)
     _check_signature(folder / SIGNATURE_FILE, MANIFEST_LABEL + data, public_key)
     manifest = Manifest.from_bytes(data)
     files: dict[str, bytes] = {}
@@ -263,7 +265,7 @@ class ArtifactStore:
         Returns:
             Its digest.
         """
-        digest = Manifest.from_bytes(_read_small(folder / MANIFEST_FILE)).digest
+        digest = Manifest.from_bytes(read_small(folder / MANIFEST_FILE)).digest
         target = self.path(digest)
         if digest in self:
             return digest
@@ -297,72 +299,19 @@ class ArtifactStore:
                 shutil.rmtree(folder)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Channel:
-    """What one tenant is served ("" is everyone's default); ``serial`` only ever rises.
-
-    No ``digest`` means none of its own: the tenant is served what everyone is. A ``candidate`` is
-    tried on ``percent`` of the tenant's requests meanwhile.
-    """
-
-    tenant: str
-    digest: str
-    serial: int
-    published: str
-    candidate: str = ""
-    percent: int = 0
-
-
-def write_channel(root: Path, channel: Channel, key: Ed25519PrivateKey) -> None:
-    """Sign a channel and put it in place in one rename."""
-    folder = root / "channels"
-    folder.mkdir(parents=True, exist_ok=True)
-    body = asdict(channel)
-    signature = key.sign(CHANNEL_LABEL + canonical_json(body)).hex()
-    target = _channel_path(root, channel.tenant)
-    temporary = target.with_suffix(".new")
-    temporary.write_bytes(canonical_json({"channel": body, "signature": signature}))
-    sync_to_disk(temporary)
-    temporary.rename(target)
-    sync_to_disk(folder)
-
-
-def read_channel(root: Path, tenant: str, public_key: Ed25519PublicKey) -> Channel | None:
-    """Read a channel; None when there is none.
-
-    Raises:
-        ArtifactError: Its signature is not the publisher's, or it is another tenant's.
-    """
-    path = _channel_path(root, tenant)
-    if not path.is_file():
-        return None
-    try:
-        document = json.loads(_read_small(path))
-        body: Mapping[str, Any] = document["channel"]
-        public_key.verify(
-            bytes.fromhex(document["signature"]), CHANNEL_LABEL + canonical_json(body)
-        )
-        channel = Channel(**body)
-    except (ValueError, KeyError, TypeError, InvalidSignature) as error:
-        raise ArtifactError(f"{path}: not signed by this registry's publisher") from error
-    if channel.tenant != tenant:
-        raise ArtifactError(f"{path}: is the channel of another tenant")
-    return channel
-
-
-def _channel_path(root: Path, tenant: str) -> Path:
-    name = check_tenant(tenant) if tenant else GLOBAL_CHANNEL
-    return root / "channels" / f"{name}.json"
-
-
 def _check_signature(path: Path, signed: bytes, public_key: Ed25519PublicKey) -> None:
     try:
-        public_key.verify(bytes.fromhex(_read_small(path).decode()), signed)
+        public_key.verify(bytes.fromhex(read_small(path).decode()), signed)
     except (InvalidSignature, ValueError) as error:
         raise ArtifactError(f"{path}: not the publisher's signature of the manifest") from error
 
 
-def _read_small(path: Path) -> bytes:
+def read_small(path: Path) -> bytes:
+    """All of a small file, such as a manifest.
+
+    Raises:
+        ArtifactError: It cannot be read, or is larger than a mebibyte.
+    """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ArtifactError(f"{path}: larger than {_MAX_JSON_BYTES} bytes")

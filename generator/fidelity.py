@@ -1,10 +1,12 @@
 """Does copy state the product's facts, and no others?"""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from handbill.generator.claims.checker import check, whole_words
+from handbill.generator.claims.facts import find_facts
 from handbill.generator.claims.folding import fold
 from handbill.generator.copies import Copy
 
@@ -65,6 +67,12 @@ def stated_values(copy: Copy, text: str, known: Vocabulary) -> tuple[tuple[str, 
     plain = _plain(text)
     own = [pair for pair in copy.attributes if _stands(_plain(pair[1]), plain)]
     return (*own, *sorted(_unasked(copy, plain, known)))
+
+
+def numbers(text: str) -> tuple[list[str], list[tuple[str, float]]]:
+    """Numbers in digits, and the facts that a text states, in their order."""
+    folded = fold(text)
+    return re.findall(r"\d+", folded.text), [fact.value for fact in find_facts(folded)]
 
 
 def _unasked(copy: Copy, plain: str, known: Vocabulary) -> set[tuple[str, str]]:

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from handbill.errors import InputError
 from handbill.generator.copies import Copy
-from handbill.generator.pairs import digest, split, training_pairs, vocabulary_texts
+from handbill.generator.pairs import digest, split, training_pairs, variant_pairs, vocabulary_texts
 from handbill.generator.training import Learner, Progress, R, Say, Schedule, train
 
 KINDS: Final[dict[str, str]] = {
@@ -47,10 +47,17 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One training: what, on which pairs, how long, where to; ``name`` tells it from others."""
+    """One training: what, on which pairs, how long, where to; ``name`` tells it from others.
+
+    Attributes:
+        trained: What people wrote: a vocabulary is learnt from it alone.
+        variants: Of it, learnt from too.
+        held_out: What people wrote, to stop by.
+    """
 
     kind: str
     trained: Sequence[Copy]
+    variants: Sequence[Copy]
     held_out: Sequence[Copy]
     folder: Path
     schedule: Schedule
@@ -103,6 +110,7 @@ def train_generator(
     schedule: Schedule | None = None,
     tokens: int = 5000,
     start: Path | None = None,
+    variants: Iterable[Copy] = (),
     minutes: float = math.inf,
     say: Say = lambda _: None,
 ) -> Trained:
@@ -115,29 +123,34 @@ def train_generator(
         schedule: How long; the kind's own where none is given.
         tokens: Size of the vocabulary.
         start: A seq2seq on the same data that a GAN goes on from, instead of training one.
+        variants: Of the copies (:mod:`handbill.generator.variants`); those of products that are kept to stop
+            by are left out.
         minutes: End after so many with what is best by then.
         say: Told how far it is.
 
     Raises:
-        InputError: Too little copy, or the folder holds a generator or something else.
+        InputError: Too little copy, variants of something else, or the folder holds a generator or something
+            else.
     """
     if kind not in KINDS:
         raise InputError(f"kind: {kind!r} is not one of {', '.join(KINDS)}")
-    if (folder / CARD).is_file():
-        raise InputError(f"{folder}: holds a trained generator; remove it or give another folder")
-    if folder.is_dir() and any(file.name != UNFINISHED for file in folder.iterdir()):
-        raise InputError(f"{folder}: holds other files; give an empty folder")
-    pairs = training_pairs(copies)
+    check_folder(folder)
+    given = list(copies)
+    pairs = training_pairs(given)
     trained, held_out = split(pairs)
+    more, left_out = variant_pairs(variants, given, trained, held_out)
     say(f"{len(trained):,} pieces of copy to learn from, {len(held_out):,} to stop by")
+    if more or left_out:
+        say(f"{len(more):,} variants; {left_out:,} of copy to stop by are left out")
     task = Task(
         kind=kind,
         trained=trained,
+        variants=more,
         held_out=held_out,
         folder=folder,
         schedule=schedule or default_schedule(kind),
         tokens=tokens,
-        name=f"{kind}/{tokens}/{digest(pairs)}",
+        name=f"{kind}/{tokens}/{digest([*pairs, *more])}",
         minutes=minutes,
         say=say,
     )
@@ -147,23 +160,13 @@ def train_generator(
         from handbill.generator.classic.kinds import train_classic
 
         found = train_classic(task, start=start)
-    card = {
-        "format": FORMAT,
-        "kind": kind,
-        "pairs": len(trained),
-        "held_out": len(held_out),
-        "steps": found.steps,
-        "held_out_loss": round(found.held_out_loss, 4),
-        **found.facts,
-    }
-    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    shutil.rmtree(task.work, ignore_errors=True)
+    finish(kind, found, pairs=len(trained), variants=len(more), held_out=len(held_out))
     return found
 
 
 def default_schedule(kind: str, *, epochs: int = 0, seed: int = 0) -> Schedule:
     """How long and fast a kind is trained; ``epochs`` other than 0 changes how long."""
-    own, rate = {"causal": (6, 3e-3), "gan": (2, 2e-4)}.get(kind, (8, 2e-3))
+    own, rate = {"causal": (6, 2e-3), "gan": (2, 2e-4)}.get(kind, (8, 2e-3))
     return Schedule(
         epochs=epochs or own,
         learning_rate=rate,
@@ -172,8 +175,14 @@ def default_schedule(kind: str, *, epochs: int = 0, seed: int = 0) -> Schedule:
     )
 
 
-def load_writer(name: str, *, temperature: float = 0.7) -> Writer:
+def load_writer(name: str, *, temperature: float = 0.7, insist: float = 0.0) -> Writer:
     """A generator by its folder, or any base model by name, folder or hub id.
+
+    Args:
+        name: Folder, name or hub id.
+        temperature: Of what it draws.
+        insist: How much likelier the values of a product's attributes become while its copy lacks
+            them, in nats (:mod:`handbill.generator.mentions`).
 
     Raises:
         InputError: It is neither.
@@ -185,9 +194,66 @@ def load_writer(name: str, *, temperature: float = 0.7) -> Writer:
     if card and card["kind"] != "causal":
         from handbill.generator.classic.kinds import load_classic
 
-        return load_classic(Path(name).expanduser(), temperature=temperature)
+        return load_classic(Path(name).expanduser(), temperature=temperature, insist=insist)
     model, tokenizer = load_base(resolve_base(name))
-    return CausalWriter(model, tokenizer, temperature=temperature)
+    return CausalWriter(
+        model, tokenizer, temperature=temperature, insist=insist, echoes=card is None
+    )
+
+
+def load_paraphraser(name: str, *, temperature: float = 0.7) -> Writer:
+    """What writes copy that there is in other words.
+
+    A base model is asked to. A generator that was trained here knows products and no instructions: it writes anew of
+    the same facts.
+
+    Args:
+        name: Folder, name or hub id, as for :func:`load_writer`.
+        temperature: Of what it draws.
+
+    Raises:
+        InputError: It is neither a generator nor a base model.
+    """
+    from handbill.generator.base_models import load_base, resolve_base
+    from handbill.generator.causal import CausalWriter, Limits, ask_paraphrase
+
+    if read_card(Path(name).expanduser()):
+        return load_writer(name, temperature=temperature)
+    model, tokenizer = load_base(resolve_base(name))
+    limits = Limits(prompt=384, copy=192)
+    return CausalWriter(
+        model, tokenizer, limits=limits, temperature=temperature, ask=ask_paraphrase
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that a generator would be mixed with something else in.
+
+    Raises:
+        InputError: It holds a generator, or something that is not an unfinished training.
+    """
+    if (folder / CARD).is_file():
+        raise InputError(f"{folder}: holds a trained generator; remove it or give another folder")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give an empty folder")
+    if folder.is_dir() and any(file.name != UNFINISHED for file in folder.iterdir()):
+        raise InputError(f"{folder}: holds other files; give an empty folder")
+
+
+def finish(kind: str, found: Trained, *, pairs: int, held_out: int, variants: int = 0) -> None:
+    """Write the card of what was trained, and remove what its training went on from."""
+    card = {
+        "format": FORMAT,
+        "kind": kind,
+        "pairs": pairs,
+        "variants": variants,
+        "held_out": held_out,
+        "steps": found.steps,
+        "held_out_loss": round(found.held_out_loss, 4),
+        **found.facts,
+    }
+    (found.folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    shutil.rmtree(found.folder / UNFINISHED, ignore_errors=True)
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
@@ -222,7 +288,8 @@ def _train_causal(task: Task) -> Trained:
     tokenizer = own_tokenizer(task.trained, task.tokens)
     model = new_causal(tokenizer, size, seed=task.schedule.seed)
     learner = CausalLearner(model, tokenizer, Limits())
-    rows, kept = ([learner.encode(one) for one in side] for side in (task.trained, task.held_out))
+    sides = ([*task.trained, *task.variants], task.held_out)
+    rows, kept = ([learner.encode(one) for one in side] for side in sides)
     progress = task.run(learner, rows, kept)
     save_causal(model, tokenizer, task.folder)
     return Trained(

@@ -75,6 +75,34 @@ def training_pairs(copies: Iterable[Copy]) -> list[Copy]:
     return pairs
 
 
+def variant_pairs(
+    variants: Iterable[Copy],
+    copies: Iterable[Copy],
+    trained: Sequence[Copy],
+    held_out: Sequence[Copy],
+) -> tuple[list[Copy], int]:
+    """Variants as pairs to learn from, aligned; and how many were left out, of products kept to stop by.
+
+    Args:
+        variants: One for each text, named as the product.
+        copies: What they are variants of: which values attributes have is known from it.
+        trained: The pairs of the products that are learnt from.
+        held_out: The pairs of the others: nothing written after them may be learnt from.
+
+    Raises:
+        InputError: A variant is of a product that is on neither side.
+    """
+    given = list(variants)
+    if not given:
+        return [], 0
+    known = vocabulary(copies)
+    learnt, kept = ({pair.id for pair in side} for side in (trained, held_out))
+    if others := [one.id for one in given if one.id not in learnt | kept]:
+        raise InputError(f"variants of {others[0]!r}, which is not in the copy to learn from")
+    pairs = [aligned(one, known) for one in given if one.id in learnt - kept]
+    return pairs, len(given) - len(pairs)
+
+
 def aligned(copy: Copy, known: Vocabulary) -> Copy:
     """A pair whose attributes are those that its text states, also ones that nobody gave.
 

@@ -12,10 +12,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from handbill.errors import InputError
-from handbill.generator.claims.facts import find_facts
-from handbill.generator.claims.folding import fold
 from handbill.generator.copies import Copy
-from handbill.generator.fidelity import attribute_coverage, unsupported_facts
+from handbill.generator.fidelity import attribute_coverage, numbers, unsupported_facts
 from handbill.generator.segmentation import han_share
 
 # What of each kind of Harper's findings is changed. Left out is what was wrong more often than right on copy of
@@ -75,7 +73,7 @@ def polish(copy: Copy, mend: Callable[[Copy], Mended] | None = None) -> Mended:
 def keeps_facts(copy: Copy, text: str) -> bool:
     """Whether a text tells the facts and numbers of a piece of copy, and no others."""
     return (
-        _numbers(text) == _numbers(copy.text)
+        numbers(text) == numbers(copy.text)
         and attribute_coverage(copy, text) == attribute_coverage(copy, copy.text)
         and unsupported_facts(copy, text, {}) == unsupported_facts(copy, copy.text, {})
     )
@@ -94,12 +92,6 @@ def by_rules(copy: Copy) -> Mended:
             changes.append(Change(before=text[start:end], after=after, rule=rule))
             text = text[:start] + after + text[end:]
     return text, changes
-
-
-def _numbers(text: str) -> tuple[list[str], list[tuple[str, float]]]:
-    """Numbers in digits, and the facts that a text states, in their order."""
-    folded = fold(text)
-    return re.findall(r"\d+", folded.text), [fact.value for fact in find_facts(folded)]
 
 
 def _mends(text: str, protected: frozenset[str]) -> Iterator[tuple[int, int, str, str]]:

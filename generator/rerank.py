@@ -6,7 +6,7 @@ parts are kept, so that a choice can be explained.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Final
 
 from rapidfuzz.distance import LCSseq
 
@@ -16,6 +16,8 @@ from handbill.generator.copies import Copy
 from handbill.generator.fidelity import Vocabulary, attribute_coverage, unsupported_facts
 from handbill.generator.metrics import words
 from handbill.generator.sentiment import SentimentModel
+
+_BROKEN: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,8 @@ def rerank(
 ) -> list[Ranked]:
     """Order the candidates of a request, the best first; equals stay in their order.
 
+    One with a broken character, which models that spell by bytes write now and then, comes after all that have none.
+
     Args:
         copy: The request, what is known of the product, and the candidates.
         sentiment: Tells the tone; without it tone does not count.
@@ -104,7 +108,7 @@ def rerank(
         total = sum(counts[name] for name in told)
         score = sum(counts[name] * value for name, value in told.items()) / total if total else 0.0
         ranked.append(Ranked(text=text, index=index, score=score, parts=told))
-    return sorted(ranked, key=lambda one: -one.score)
+    return sorted(ranked, key=lambda one: (_BROKEN in one.text, -one.score))
 
 
 def choose(copy: Copy, n: int, *, before: Sequence[str] = (), **how: Any) -> list[Ranked]:

@@ -1,13 +1,14 @@
 """What copy is asked for: the instructions, words, lengths, rules and tones, read from a file.
 
 Training and serving take their prompts from here (:mod:`handbill.generator.prompts`). The shipped file is
-``scenarios.toml``; a file of somebody's own is laid over it.
+``scenarios.toml``; a file of somebody's own is laid over it, a shop's in training
+(:mod:`handbill.clients.descriptions`) and a tenant's in the service (:mod:`handbill.serving.own_scenarios`).
 """
 
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from handbill.errors import InputError
+from handbill.generator.artifacts import canonical_json, sha256_digest
 
 SHIPPED: Final = "scenarios.toml"
 VERSION: Final = 1
@@ -190,12 +192,17 @@ class Scenarios:
         tones: By name.
         rules: By name.
         all: The scenarios by name.
+        prompts: Digest of all that prompts are made of; empty where they are the shipped file's. Files that
+            differ in comments, rules or lengths alone have the same.
+        file: Where it was read from, for people.
     """
 
     words: Mapping[str, Words]
     tones: Mapping[str, Tone]
     rules: Mapping[str, Rule]
     all: Mapping[str, Scenario]
+    prompts: str = ""
+    file: str = field(default=SHIPPED, compare=False)
 
     def get(self, name: str) -> Scenario:
         """A scenario by its name.
@@ -269,7 +276,23 @@ def read_scenarios(path: Path) -> Scenarios:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     below = tomllib.loads(files("handbill.generator").joinpath(SHIPPED).read_text("utf-8"))
-    return _checked(_laid_over(below, own), str(path))
+    found = replace(_checked(_laid_over(below, own), str(path)), file=str(path))
+    said = _said(found)
+    return found if said == _said(shipped()) else replace(found, prompts=sha256_digest(said))
+
+
+def _said(scenarios: Scenarios) -> bytes:
+    """All that prompts are made of, as one string of bytes."""
+    return canonical_json(
+        {
+            "words": {key: words.model_dump() for key, words in scenarios.words.items()},
+            "tones": {name: tone.model_extra for name, tone in scenarios.tones.items()},
+            "instructions": {
+                name: {key: own.instruction for key, own in one.languages().items()}
+                for name, one in scenarios.all.items()
+            },
+        }
+    )
 
 
 def _laid_over(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -14,15 +14,28 @@ def segment(text: str) -> list[str]:
     >>> segment("这款白色牛仔外套 fits well, isn't it?")
     ['这', '款', '白色', '牛仔', '外套', 'fits', 'well', "isn't", 'it']
     """
-    words: list[str] = []
-    for piece in _PIECES.findall(text.lower()):
-        if _HAN.match(piece):
-            import rjieba  # its dictionary takes a moment to load
+    text = text.lower()
+    return [text[start:end] for start, end in word_spans(text)]
 
-            words += rjieba.cut(piece)
-        else:
-            words.append(piece)
-    return words
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end.
+
+    >>> word_spans("白色外套 fits")
+    [(0, 2), (2, 4), (5, 9)]
+    """
+    spans: list[tuple[int, int]] = []
+    for piece in _PIECES.finditer(text):
+        at, end = piece.span()
+        if not _HAN.match(piece[0]):
+            spans.append((at, end))
+            continue
+        import rjieba  # its dictionary takes a moment to load
+
+        for word in rjieba.cut(piece[0]):
+            spans.append((at, at + len(word)))
+            at += len(word)
+    return spans
 
 
 def han_share(text: str) -> float:

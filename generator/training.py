@@ -146,7 +146,7 @@ def train(
         seen, told = seen + float(loss.detach()), told + 1
         progress.step += 1
         if progress.step % every == 0 or progress.step == total:
-            loss_now = _held_out_loss(learner, held_out)
+            loss_now = held_out_loss(learner, held_out)
             progress.history.append((progress.step, seen / told, loss_now))
             if loss_now < progress.best:
                 progress.best, progress.worse = loss_now, 0
@@ -195,7 +195,7 @@ def _batches(
             yield [rows[i] for i in batch]
 
 
-def _held_out_loss(learner: Learner[R], held_out: Sequence[R]) -> float:
+def held_out_loss(learner: Learner[R], held_out: Sequence[R]) -> float:
     """Nats a token."""
     learner.module.eval()
     nats, tokens = 0.0, 0

@@ -14,6 +14,7 @@ from handbill.generator.classic.cvae import Cvae, CvaeLearner
 from handbill.generator.classic.gan import Gan, GanLearner
 from handbill.generator.classic.seq2seq import Pair, Seq2Seq, Seq2SeqLearner, Size
 from handbill.generator.copies import Copy
+from handbill.generator.echoes import digits_of
 from handbill.generator.generators import (
     Task,
     Trained,
@@ -21,6 +22,7 @@ from handbill.generator.generators import (
     own_tokenizer,
     read_card,
 )
+from handbill.generator.mentions import mentions_of
 from handbill.generator.pairs import source_text
 from handbill.generator.prompts import plain_ids, turn_end_id
 from handbill.generator.training import Learner
@@ -48,7 +50,7 @@ def train_classic(task: Task, *, start: Path | None) -> Trained:
         tokenizer = own_tokenizer(task.trained, task.tokens)
         size = Size(vocabulary=len(tokenizer), latent=LATENT if kind == "cvae" else 0)
         network = _seeded(lambda: new_network("seq2seq" if kind == "gan" else kind, size), task)
-    rows = [encode(tokenizer, pair) for pair in task.trained]
+    rows = [encode(tokenizer, pair) for pair in (*task.trained, *task.variants)]
     kept = [encode(tokenizer, pair) for pair in task.held_out]
     end = turn_end_id(tokenizer)
     if kind == "gan":
@@ -87,50 +89,60 @@ def encode(tokenizer: Any, pair: Copy) -> Pair:
 class ClassicWriter:
     """Writes copy with a classic generator."""
 
-    def __init__(self, network: Any, tokenizer: Any, *, temperature: float = 0.7) -> None:
+    def __init__(
+        self, network: Any, tokenizer: Any, *, temperature: float = 0.7, insist: float = 0.0
+    ) -> None:
         self._model = network.eval()
         self._network: Seq2Seq = network if isinstance(network, Seq2Seq) else network.network
-        self._tokenizer, self._temperature = tokenizer, temperature
+        self._tokenizer, self._temperature, self._insist = tokenizer, temperature, insist
+        self._digits = digits_of(tokenizer)
 
     @torch.no_grad()
     def write(self, products: Sequence[Copy], *, n: int = 1, seed: int = 0) -> list[list[str]]:
-        """Sample ``n`` pieces of copy for each product (top-p 0.9)."""
+        """Sample ``n`` pieces of copy for each product (top-p 0.9); ``insist`` is of its attributes."""
         texts: list[list[str]] = []
         at_once = max(1, 64 // n)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for at in range(0, len(products), at_once):
-                some = [_source(self._tokenizer, one) for one in products[at : at + at_once]]
+                some = products[at : at + at_once]
                 found = self._sample(some, n)
                 texts += [found[k * n : (k + 1) * n] for k in range(len(some))]
         return texts
 
-    def _sample(self, sources: Sequence[Sequence[int]], n: int) -> list[str]:
-        read = self._network.read(sources).repeated(n)
+    def _sample(self, products: Sequence[Copy], n: int) -> list[str]:
+        tokenizer, end = self._tokenizer, turn_end_id(self._tokenizer)
+        read = self._network.read([_source(tokenizer, one) for one in products]).repeated(n)
         latent = None
         if isinstance(self._model, Cvae):
             mean_BZ, spread_BZ = self._model.guessed(read)
             latent = mean_BZ + torch.randn_like(mean_BZ) * (spread_BZ / 2).exp()
         drawn = self._network.sample(
             read,
-            end=turn_end_id(self._tokenizer),
+            end=end,
             longest=COPY_TOKENS,
             temperature=self._temperature,
             top_p=_TOP_P,
             latent_BZ=latent,
+            mentions=[
+                mentions_of(tokenizer, one, self._insist, [end])
+                for one in products
+                for _ in range(n)
+            ],
+            repeatable=self._digits,
         )
-        texts = self._tokenizer.batch_decode(drawn, skip_special_tokens=True)
+        texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
         return [" ".join(str(text).split()) for text in texts]
 
 
-def load_classic(folder: Path, *, temperature: float = 0.7) -> ClassicWriter:
+def load_classic(folder: Path, *, temperature: float = 0.7, insist: float = 0.0) -> ClassicWriter:
     """Read what :func:`train_classic` wrote.
 
     Raises:
         InputError: It is damaged, or another kind.
     """
     network, tokenizer, _ = _load(folder)
-    return ClassicWriter(network, tokenizer, temperature=temperature)
+    return ClassicWriter(network, tokenizer, temperature=temperature, insist=insist)
 
 
 def load_critic(folder: Path) -> Callable[[str], float]:

@@ -7,12 +7,15 @@ See et al. (2017, arXiv:1704.04368).
 Axes: B rows, S tokens of the fields, T tokens of copy, E embedding, H hidden, V vocabulary, Z latent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, softmax
+
+from handbill.generator.echoes import without_echoes
+from handbill.generator.mentions import Mentions, shift_rows
 
 TINY = 1e-9
 
@@ -142,23 +145,42 @@ class Seq2Seq(nn.Module):
         temperature: float = 1.0,
         top_p: float = 1.0,
         latent_BZ: Tensor | None = None,
+        mentions: Sequence[Mentions] = (),
+        repeatable: Collection[int] | None = None,
     ) -> list[list[int]]:
-        """Write one text for each row, token ids without the end mark; from torch's random state."""
+        """Write one text for each row, token ids without the end mark; from torch's random state.
+
+        Args:
+            read: The fields.
+            end: The end mark.
+            longest: Tokens of a text at most.
+            temperature: Below 1, likely tokens become likelier.
+            top_p: Draw from the likeliest tokens that together reach this probability.
+            latent_BZ: Where the network has a latent variable.
+            mentions: What each row has to say; changed.
+            repeatable: Tokens of which a run may be followed by itself, such as digits; None for all.
+        """
         rows = len(read.source)
         tokens_B = torch.full((rows,), end)
         state = self.start(read, latent_BZ)
         done_B = torch.zeros(rows, dtype=torch.bool)
-        written = []
+        texts: list[list[int]] = [[] for _ in range(rows)]
         for _ in range(longest):
             chances_BV, state = self.next_chances(read, tokens_B, state, latent_BZ)
-            chances_BV = _narrowed(chances_BV, temperature=temperature, top_p=top_p)
+            scores_BV = shift_rows(torch.log(chances_BV + TINY), mentions)
+            if repeatable is not None:
+                scores_BV = without_echoes(scores_BV, texts, repeatable)
+            chances_BV = _narrowed(scores_BV, temperature=temperature, top_p=top_p)
             tokens_B = torch.multinomial(chances_BV, 1)[:, 0].masked_fill(done_B, end)
             done_B = done_B | (tokens_B == end)
-            written.append(tokens_B)
+            for text, token, over in zip(texts, tokens_B.tolist(), done_B.tolist(), strict=True):
+                if not over:
+                    text.append(token)
+            for row, token in zip(mentions, tokens_B.tolist(), strict=bool(mentions)):
+                row.add(token)
             if bool(done_B.all()):
                 break
-        found = torch.stack(written, 1).tolist()
-        return [ids[: ids.index(end)] if end in ids else ids for ids in found]
+        return texts
 
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -176,11 +198,9 @@ def shifted(targets: Sequence[Sequence[int]], *, end: int) -> tuple[Tensor, Tens
     return torch.cat([first, targets_BT[:, :-1]], 1), targets_BT, mask_BT
 
 
-def _narrowed(chances_BV: Tensor, *, temperature: float, top_p: float) -> Tensor:
-    """Sharpened by the temperature, then only the likeliest tokens that make up ``top_p``."""
-    if temperature != 1.0:
-        log_BV = torch.log(chances_BV + TINY) / temperature
-        chances_BV = softmax(log_BV, -1)
+def _narrowed(scores_BV: Tensor, *, temperature: float, top_p: float) -> Tensor:
+    """Chances, sharpened by the temperature, then only the likeliest tokens that make up ``top_p``."""
+    chances_BV = softmax(scores_BV / temperature, -1)
     if top_p < 1.0:
         ranked, order = chances_BV.sort(-1, descending=True)
         ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0.0)

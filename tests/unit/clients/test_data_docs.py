@@ -30,8 +30,9 @@ def blocks():
 
 
 def test_every_example_has_known_keys_only():
-    assert len(blocks()) == 4
+    assert len(blocks()) == 5
     for block in blocks():
+        assert block.get("shop", {}).keys() <= set(SHOP_KEYS)
         for section, keys in block.items():
             if section in KEYS:
                 assert keys.keys() <= {*PLACE_KEYS, "where", *KEYS[section][0], *KEYS[section][1]}

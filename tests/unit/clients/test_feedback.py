@@ -23,6 +23,7 @@ from handbill.clients.warmup import plain_step
 from handbill.errors import InputError
 from handbill.federation.messages import Recipe
 from handbill.generator.preference import EncodedPair
+from handbill.generator.scenarios import shipped
 
 NEWCOMER = "new-1"  # has no rows of the shop's, and is not held out
 LAMP = {"title": "Oak desk lamp", "shopper": "reads at night", "tone": "", "language": "en"}
@@ -37,7 +38,7 @@ def event(shopper, copy_id, kind="impression", *, text="A warm lamp.", request=L
 def read(tmp_path):
     def read_(*events):
         write_feedback(tmp_path / "events.jsonl", events)
-        return read_feedback(tmp_path / "events.jsonl")
+        return read_feedback(tmp_path / "events.jsonl", shipped())
 
     return read_
 
@@ -103,14 +104,14 @@ def test_the_file_is_the_owners_and_replaced_whole(tmp_path):
 
     with pytest.raises(InputError):
         write_feedback(file, broken())
-    assert set(read_feedback(file).by_user) == {"s1", "s2"}
+    assert set(read_feedback(file, shipped()).by_user) == {"s1", "s2"}
     write_feedback(file, [event("s2", "c2", "click")])  # s1 asked to be deleted
-    assert set(read_feedback(file).by_user) == {"s2"}
+    assert set(read_feedback(file, shipped()).by_user) == {"s2"}
     assert file.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     file.write_text("{}\n")
     with pytest.raises(InputError, match=r"events\.jsonl:1: not an event"):
-        read_feedback(file)
+        read_feedback(file, shipped())
 
 
 def test_keys_stand_for_one_shopper_each(tmp_path):

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from handbill.cli import app
 from handbill.errors import InputError
+from handbill.generator.base_models import make_tiny_base
 
 COLOURS = ("红色", "白色", "黑色", "蓝色", "绿色", "灰色")
 
@@ -65,3 +66,22 @@ def test_what_cannot_be_trained_is_said(tmp_path):
     with pytest.raises(InputError, match="not one of causal, seq2seq, cvae, gan"):
         CliRunner().invoke(app, [*train, "--kind", "rnn"], catch_exceptions=False)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_base_model_is_shortened_and_writes(tmp_path, handbill):
+    known, asked = lines(tmp_path / "known", copy=True), lines(tmp_path / "asked", copy=False)
+    folder = make_tiny_base(tmp_path / "base", layers=4, hidden=32)
+    shorten = ("generator", "shorten", "--base", folder, "--data", known, "--layers", 3)
+    told = handbill(*shorten, "--steps", 2, "--out", tmp_path / "short")
+    assert "base: 4 layers, their influence measured" in told
+    assert "3 layers of base; held-out loss: whole " in told
+    facts = handbill(*shorten, "--steps", 0, "--out", tmp_path / "cut", "--json")
+    found = json.loads(facts[facts.index("{") :])
+    assert len(found["dropped"]) == 1
+    assert set(found["held_out_loss"]) == {"whole", "cut"}
+    handbill(
+        "generator", "write", asked, "--generator", tmp_path / "short", "--out", tmp_path / "x"
+    )
+    assert len((tmp_path / "x").read_text(encoding="utf-8").splitlines()) == 60
+    with pytest.raises(InputError, match="holds a trained generator"):
+        handbill(*shorten, "--out", tmp_path / "short")

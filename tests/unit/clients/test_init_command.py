@@ -64,6 +64,17 @@ def folder(tmp_path):
     return made
 
 
+def test_scenarios_beside_the_tables_are_named_and_checked(folder):
+    own = folder / "scenarios.toml"
+    own.write_text('[haiku]\nabout = "three lines"\nen = { instruction = "Write a haiku." }\n')
+    run("init", folder)
+    assert tomllib.loads((folder / "shop.toml").read_text())["shop"]["scenarios"] == own.name
+    assert "haiku" in load_shop(folder).info.scenarios.all
+    own.write_text("[haiku]\n")
+    with pytest.raises(InputError, match=r"shop\.scenarios: .*haiku\.about: Field required"):
+        run("init", folder, "--force")
+
+
 def test_a_folder_is_described_and_the_check_passes(folder):
     shown = run("init", folder)
     assert f"wrote {folder / 'shop.toml'}" in " ".join(shown.split())

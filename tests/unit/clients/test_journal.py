@@ -95,6 +95,17 @@ def test_what_a_run_was_given_comes_back_in_order_without_other_runs_and_own_ada
     assert journal.updates("run-2") == []
 
 
+def test_what_was_learnt_with_other_prompts_is_left_out_but_sent_again(tmp_path):
+    journal = Journal(tmp_path)
+    journal.keep(asked(1), UPDATE)
+    journal.keep(asked(2), {"b": UPDATE["b"] + 2}, prompts="sha256:1")
+    (plain,) = journal.updates("run-1")
+    (own,) = journal.updates("run-1", prompts="sha256:1")
+    np.testing.assert_array_equal(plain["b"], UPDATE["b"])
+    np.testing.assert_array_equal(own["b"], UPDATE["b"] + 2)
+    assert journal.recall(asked(2)) is not None
+
+
 def test_what_a_crash_left_half_written_is_nothing(tmp_path):
     journal = Journal(tmp_path)
     journal.keep(asked(1), UPDATE)

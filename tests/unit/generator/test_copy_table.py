@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,6 +122,8 @@ def test_the_best_candidate_tells_the_facts_and_no_others():
     assert ranked[0].parts == {"coverage": 1, "faithful": 1, "lawful": 1, "fresh": 1}
     assert ranked[-1].parts["lawful"] == 0
     assert 0 <= ranked[-1].score < ranked[0].score == 1
+    broken = rerank(replace(one, candidates=("Wool, navy bl� coat.", "A coat.")))
+    assert [entry.index for entry in broken] == [1, 0]
     again = rerank(one, before=["A navy blue coat of wool."], weights=Weights(fresh=10))
     assert again[0].index != 3
     critical = rerank(one, critic=lambda text: float(text == "A coat."), weights=Weights(critic=20))
