@@ -98,7 +98,7 @@ class SecureNoise(Noise):
 
 
 class TestingNoise(Noise):
-    """Reproducible draws from a public seed. Protects nobody; exists for tests only."""
+    """Reproducible draws from a public seed. Protects nobody: for tests and for public data."""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
     description = "NOT PRIVATE: public seed, for tests"

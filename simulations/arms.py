@@ -9,11 +9,13 @@ which change no number.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from handbill.clients.encoding import Encoder
 from handbill.clients.markets import find_shops
 from handbill.clients.merchant import Policy
 from handbill.clients.shop import load_shop
@@ -24,7 +26,7 @@ from handbill.federation.messages import Recipe
 from handbill.generator.adapters import Tensors
 from handbill.generator.lora import LoraModel
 from handbill.generator.metrics import distinct_n, rouge_l
-from handbill.generator.prompts import EncodedExample, Example, encode_example, render_prompt
+from handbill.generator.prompts import Example
 from handbill.privacy.accounting import calibrate_noise
 from handbill.privacy.clipping import AdaptiveClipping
 from handbill.privacy.events import PrivateSteps
@@ -103,27 +105,21 @@ def load_shops(
         most_users: Take so many training shoppers of a shop; 0 takes all.
         parts: Cut every shop into so many shops of different shoppers.
     """
-
-    def encode(row: Example) -> EncodedExample:
-        return encode_example(
-            model.tokenizer,
-            row,
-            max_prompt_tokens=recipe.max_prompt_tokens,
-            max_copy_tokens=recipe.max_copy_tokens,
-        )
-
     shops = []
     for source in find_shops(folder, describe=describe):
+        encoder = Encoder(source.info.scenarios)
+        encode = partial(encoder.encode, model.tokenizer, recipe=recipe)
         whole = ShopUsers.of(load_shop(source), held_out=0.1)
         for part in range(parts):
             train = whole.train[part::parts]
             train = train[: most_users or len(train)]
             examples = whole.held_out[part::parts][:held_out]
+            examples = tuple(encoder.fitting(model.tokenizer, examples, recipe))
             shops.append(
                 Shop(
                     id=source.info.id + (f"-{part + 1}" if parts > 1 else ""),
-                    users=[[encode(row) for row in rows] for rows in train],
-                    held_out=[encode(row) for row in examples],
+                    users=[encode(rows) for rows in train],
+                    held_out=encode(examples),
                     examples=examples,
                     policy=Policy.for_users(round(len(train) / 0.9), min_users=1),
                 )
@@ -241,13 +237,16 @@ class Arms:
 def written(model: LoraModel, shop: Shop, recipe: Recipe, count: int) -> dict[str, float]:
     """ROUGE-L against the true copy and distinct-2 of the model's greedy copy, both in [0, 1]."""
     some = shop.examples[:count]
-    prompts = [
-        render_prompt(model.tokenizer, row.request, max_tokens=recipe.max_prompt_tokens)
-        for row in some
-    ]
+    prompts = [row.ids[: row.n_prompt] for row in shop.held_out[:count]]
     texts = model.write(prompts, max_tokens=recipe.max_copy_tokens)
     rouge = [rouge_l(text, row.text) for text, row in zip(texts, some, strict=True)]
     return {"rouge_l": float(np.mean(rouge)), "distinct_2": distinct_n(texts, 2)}
+
+
+def takes_part(shop: Shop, recipe: Recipe) -> bool:
+    """Whether the default policy of such a shop allows the recipe."""
+    policy = shop.policy
+    return recipe.expected_users <= policy.users * policy.max_sampling_rate
 
 
 def varied(settings: Settings, **changes: object) -> Settings:

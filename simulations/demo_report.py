@@ -22,7 +22,7 @@ def build_report(demo: Demo) -> DemoReport:
     return DemoReport(
         name="First light",
         data=(
-            "the sample market: three invented shops"
+            f"the sample market: {len(names)} invented shops"
             if invented
             else f"{config.data.name if config.data else ''}: {', '.join(names.values())}"
         ),

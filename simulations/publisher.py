@@ -9,14 +9,13 @@ import numpy as np
 from handbill.generator.adapters import AdapterSpec, trained_shapes, write_adapter
 from handbill.generator.artifacts import (
     ArtifactStore,
-    Channel,
     load_or_create_key,
     public_pem,
     seal,
     utc_now,
-    write_channel,
 )
 from handbill.generator.base_models import BaseModel
+from handbill.generator.channels import Channel, write_channel
 from handbill.generator.vault import Vault
 
 
