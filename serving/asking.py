@@ -129,6 +129,8 @@ async def begin(
     )
     finish = None
     if finishing is not None:
+        gateway.scenarios.compare(caller.tenant, finishing.scenarios, route)
+        sampling = finishing.guided(sampling)
         check_text = finishing.check
         finish = partial(finishing.finished, tenant=caller.tenant, adapter=route.adapter)
     else:

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from handbill.generator.artifacts import GLOBAL_CHANNEL
+from handbill.generator.channels import GLOBAL_CHANNEL
 from handbill.serving.canary_repository import CanaryRepository
 from handbill.serving.experiments.sequential import pair_p
 from handbill.serving.registry import Trial

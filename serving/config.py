@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from handbill.errors import InputError
+from handbill.generator.base_models import LLAMA_LIKE
 
 PREFIX: Final = "HANDBILL_SERVING_"
 # Architectures of base models that the engine computes.
-MODELS: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+MODELS: Final = LLAMA_LIKE
 _LEAST: Final = {
     "replicas": 1,
     "max_batch": 1,

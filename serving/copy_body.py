@@ -32,6 +32,7 @@ class CopyBody(Generation):
     Attributes:
         attributes: dict[_Short, Field200] = Field(default_factory=dict, max_length=MAX_ATTRIBUTES)
         events: What the shopper did just now, the newest last.
+        insist: How much likelier the values of attributes become while the copy lacks them, in nats.
         candidates: How many pieces are written of which the best ``n`` are served.
         polish: Mend grammar and marks, never facts.
         explain: Say what of the prompt each piece of copy comes from.
@@ -60,6 +61,7 @@ class CopyBody(Generation):
     scenario: Field200 = "recommendation_reason"
     tone: Field200 = ""
     language: Field200 = "en"
+    insist: float = 0.0
     candidates: Annotated[int, Field(ge=1)] | None = None
     polish: bool = False
     explain: bool = False

@@ -18,6 +18,10 @@ def copy(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A fact of the product; again for another."),
     ] = None,
+    insist: Annotated[
+        float,
+        typer.Option(help="Nats that attributes become likelier by while the copy lacks them."),
+    ] = 0.0,
     shopper: Annotated[str, typer.Option(help="The shopper's interests, in words.")] = "",
     event: Annotated[
         list[str] | None,
@@ -73,6 +77,7 @@ def copy(
         "description": text if title else "",
         "price": price,
         "attributes": dict(_pairs("--attribute", attribute)),
+        "insist": insist,
         "shopper": shopper,
         "events": _events(event),
         "question": question,

@@ -13,6 +13,7 @@ from typing import Any
 from handbill.generator.claims.checker import blocks
 from handbill.generator.copies import Copy
 from handbill.generator.explain import explanation, parts_of
+from handbill.generator.mentions import spellings
 from handbill.generator.polish import polish
 from handbill.generator.prompts import CopyRequest, Prompt, plain_ids
 from handbill.generator.rerank import Weights, choose
@@ -22,7 +23,7 @@ from handbill.generator.sentiment import SentimentModel
 from handbill.serving.checking import Check, findings_as_facts
 from handbill.serving.copy_body import CopyBody
 from handbill.serving.errors import BadRequestError, UnavailableError
-from handbill.serving.sequences import Delta, Engine, Sequence
+from handbill.serving.sequences import Delta, Engine, Sampling, Sequence
 from handbill.serving.streams import merge
 from handbill.serving.tracing import carried
 
@@ -58,6 +59,14 @@ class Finishing:
     def usual_tokens(self) -> int:
         """The longest answer of the scenario, where the request does not say."""
         return self.scenarios.get(self.product.scenario).max_tokens
+
+    def guided(self, sampling: Sampling) -> Sampling:
+        """The same settings, where the request insists on the attributes."""
+        if not self.body.insist:
+            return sampling
+        values = dict.fromkeys(self.body.attributes.values())
+        phrases = tuple(spellings(self.tokenizer, value) for value in values)
+        return replace(sampling, phrases=phrases, insist=self.body.insist)
 
     def most_tokens(self, *, prompt: int, answers: int, longest: int) -> int:
         """The most tokens it runs beside the answers."""

@@ -125,6 +125,7 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
     | _PRODUCT_FIELDS
     | {
         "attributes": "Facts of the product, name to value.",
+        "insist": "How much likelier the attributes' values become while the copy lacks them, in nats; 0 to 10.",
         "shopper": "The shopper's interests in words; empty for copy for everybody.",
         "events": "What the shopper did just now, the newest last. The next copy follows it.",
         "question": "A shopper's question, for `service_answer`.",

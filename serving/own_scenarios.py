@@ -7,6 +7,7 @@ from pathlib import Path
 from handbill.errors import InputError
 from handbill.generator.artifacts import check_tenant
 from handbill.generator.scenarios import Scenarios, read_scenarios, shipped
+from handbill.serving.registry import Route
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ class OwnScenarios:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: dict[str, tuple[tuple[int, int], Scenarios]] = {}
+        self._told: dict[str, tuple[str, str]] = {}
 
     def check(self) -> None:
         """Read all of them.
@@ -65,6 +67,28 @@ class OwnScenarios:
     def remove(self, tenant: str) -> None:
         """Take a tenant's file away."""
         self.file(tenant).unlink(missing_ok=True)
+
+    def compare(self, tenant: str, scenarios: Scenarios, route: Route) -> bool:
+        """Whether a tenant's own adapter is asked as it was trained to be; the log says once where not.
+
+        Copy is served either way: an adapter that is asked otherwise writes as well as the base
+        model's grasp of the new words lets it.
+        """
+        if route.kind != "tenant" or route.prompts == scenarios.prompts:
+            return True
+        told = route.digest, scenarios.prompts
+        if self._told.get(tenant) != told:
+            self._told[tenant] = told
+            log.warning(
+                "scenarios_differ_from_training",
+                extra={
+                    "tenant": tenant,
+                    "artifact": route.digest,
+                    "trained_with": route.prompts or "shipped",
+                    "served_with": scenarios.prompts or "shipped",
+                },
+            )
+        return False
 
     def file(self, tenant: str) -> Path:
         """Where a tenant's file is."""

@@ -22,16 +22,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from handbill.errors import ArtifactError, HandbillError
 from handbill.generator.adapters import Adapter
 from handbill.generator.artifacts import (
-    GLOBAL_CHANNEL,
     ArtifactStore,
-    Channel,
     Manifest,
     check_tenant,
     load_public_key,
-    read_channel,
     read_verified,
 )
 from handbill.generator.base_models import BaseModel
+from handbill.generator.channels import GLOBAL_CHANNEL, Channel, read_channel
 from handbill.generator.vault import Vault, open_adapter
 
 log = logging.getLogger(__name__)
@@ -48,6 +46,7 @@ class Route:
         digest: What answers name: the artifact's digest, or the base model's.
         kind: ``base``, ``global`` or ``tenant``.
         parent: Digest of the global artifact a tenant's own was trained on.
+        prompts: Digest of what a tenant's own was trained to be asked with; empty for the shipped scenarios.
     """
 
     adapter: str
@@ -55,6 +54,7 @@ class Route:
     kind: str
     version: int
     parent: str = ""
+    prompts: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -327,6 +327,7 @@ class Registry:
             kind=manifest.kind,
             version=manifest.version,
             parent=manifest.parent if manifest.kind == "tenant" else "",
+            prompts=manifest.prompts,
         )
 
     def _every_trial(self) -> list[Trial]:

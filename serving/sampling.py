@@ -4,7 +4,8 @@ Each row draws from its own generator, one number per token, and turns it into a
 the inverse of its own distribution: a row's draw never depends on its neighbours.
 
 Logits are changed in the order of transformers: repetition penalty, frequency and presence
-penalties, bias, what the grammar does not allow, bans; then temperature, top-k and top-p.
+penalties, bias, what is still to be said, what the grammar does not allow, bans; then temperature,
+top-k and top-p.
 """
 
 import math
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from handbill.generator.mentions import Mentions
 from handbill.serving.guides import Guide
 from handbill.serving.sequences import Sampling
 
@@ -51,6 +53,7 @@ class Rules:
         self._seen = set(prompt)
         self._written: Counter[int] = Counter()
         self._followers = _Followers(sampling.no_repeat_ngram_size, prompt)
+        self._mentions = Mentions(sampling.phrases, sampling.insist, self._ends)
 
     @property
     def finished(self) -> bool:
@@ -66,6 +69,7 @@ class Rules:
         self._seen.add(token)
         self._written[token] += 1
         self._followers.add(token)
+        self._mentions.add(token)
         if self._guide is not None and token not in self._ends:
             self._guide.accept(token)
 
@@ -74,19 +78,22 @@ class Rules:
         other = copy(self)
         other._seen, other._written = self._seen.copy(), self._written.copy()
         other._followers = self._followers.fork()
+        other._mentions = self._mentions.fork()
         other._guide = self._guide and self._guide.fork()
         return other
 
     def _shifted(self, logits_V: Tensor) -> Tensor:
-        how = self._how
+        how, wanted = self._how, self._mentions.shifts()
         if how.repetition_penalty != 1.0:
-            logits_V = _penalised(logits_V, self._seen, how.repetition_penalty)
+            # What is to be said stands in the prompt: to say it is no repetition.
+            seen = self._seen.difference(wanted) if wanted else self._seen
+            logits_V = _penalised(logits_V, seen, how.repetition_penalty)
         if self._written and (how.frequency_penalty or how.presence_penalty):
             ids, counts = zip(*self._written.items(), strict=True)
             values = how.presence_penalty + how.frequency_penalty * torch.tensor(counts)
             logits_V = logits_V.index_add(0, torch.tensor(ids), -values.float())
-        if how.logit_bias:
-            ids, biases = zip(*how.logit_bias, strict=True)
+        if shifts := (*how.logit_bias, *wanted.items()):
+            ids, biases = zip(*shifts, strict=True)
             logits_V = logits_V.index_add(0, torch.tensor(ids), torch.tensor(biases).float())
         return logits_V
 
@@ -160,7 +167,7 @@ class _Followers:
 
 
 def _penalised(logits_V: Tensor, seen: set[int], penalty: float) -> Tensor:
-    ids = torch.tensor(sorted(seen), device=logits_V.device)
+    ids = torch.tensor(sorted(seen), dtype=torch.long, device=logits_V.device)
     values = logits_V[ids]
     return logits_V.scatter(0, ids, torch.where(values > 0, values / penalty, values * penalty))
 

@@ -68,7 +68,10 @@ def set_own(
     *,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Give a tenant scenarios of its own; in effect with the next request."""
+    """Give a tenant scenarios of its own; in effect with the next request.
+
+    Its adapter should be trained with the same file: `scenarios` in [shop] of the shop's shop.toml.
+    """
     _known(tenant, home)
     _own(home).put(tenant, file)
     typer.echo(f"{tenant}: its own scenarios are in effect")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol, Self
 
 from handbill.errors import InputError
+from handbill.generator.mentions import Spellings
 
 FinishReason = Literal["stop", "length", "content_filter"]
 MAX_STOPS: Final = 4
@@ -17,6 +18,7 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "frequency_penalty": (-2.0, 2.0),
     "presence_penalty": (-2.0, 2.0),
     "no_repeat_ngram_size": (0, 64),
+    "insist": (0.0, 10.0),
     "num_beams": (1, 64),
     "length_penalty": (-10.0, 10.0),
 }
@@ -38,6 +40,9 @@ class Sampling:
         presence_penalty: Taken from a token's logit once the answer has it.
         logit_bias: Added to the logits of tokens, as pairs of id and bias.
         no_repeat_ngram_size: No run of so many tokens comes twice, the prompt included; 0 is off.
+        phrases: What the answer should say, each in its spellings as token ids.
+        insist: How much likelier what is missing of them becomes, in nats
+            (:mod:`handbill.generator.mentions`); 0 is off.
         min_tokens: The model may not end the answer before so many tokens; a stop string may.
         stop: The answer ends before the first of these strings.
         num_beams: More than 1 searches for the likeliest text with so many beams
@@ -59,6 +64,8 @@ class Sampling:
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     no_repeat_ngram_size: int = 0
+    phrases: tuple[Spellings, ...] = ()
+    insist: float = 0.0
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     num_beams: int = 1

@@ -11,7 +11,6 @@ measured with Ray 2.55.1:
 
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import socket
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from handbill.errors import InputError
-from handbill.generator.base_models import BaseModel, resolve_base
+from handbill.generator.base_models import BaseModel, architecture, resolve_base
 from handbill.serving.application import application
 from handbill.serving.config import MODELS, ServingConfig
 from handbill.serving.gateway import open_sentiment
@@ -120,9 +119,9 @@ def stop_service() -> None:
 
 def _check_kind(base: BaseModel) -> None:
     """Refuse here what the engine would refuse, with a trace, in a replica's log."""
-    kinds = json.loads((base.path / "config.json").read_text()).get("architectures") or ["?"]
-    if kinds[0] not in MODELS:
-        raise InputError(f"base model {base.name} is a {kinds[0]}: served are {', '.join(MODELS)}")
+    kind = architecture(base)
+    if kind not in MODELS:
+        raise InputError(f"base model {base.name} is a {kind}: served are {', '.join(MODELS)}")
 
 
 def _start_ray(config: ServingConfig, folder: Path) -> None:

@@ -18,7 +18,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -57,6 +57,10 @@ _ENVIRONMENT: Final = {
 }
 # Ranks vLLM makes room for; every slot has room for the largest rank taken.
 _RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Settings that vLLM lacks, or lets contradict a grammar: followed in vllm_rules.
+_OURS: Final = ("no_repeat_ngram_size", "min_tokens", "phrases", "insist")
+_SHIFTS: Final = ("repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias")
+_PLAIN: Final = Sampling()
 # Positions of one block of keys and values on a CPU; its default, 128, would share few prompts.
 _CPU_BLOCK: Final = 32
 
@@ -162,7 +166,7 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
             max_loras=slots,
             max_cpu_loras=slots,
             max_lora_rank=next((r for r in _RANKS if r >= max_rank), _RANKS[-1]),
-            logits_processors=["handbill.serving.vllm_bans:Bans"],
+            logits_processors=["handbill.serving.vllm_rules:AllRules"],
             disable_log_stats=True,
             **memory,
         )
@@ -292,7 +296,10 @@ def _params(how: Sampling, ends: list[int]) -> Any:
     """The settings of an answer, as vLLM has them."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-    bans = {"no_repeat_ngram_size": how.no_repeat_ngram_size, "min_tokens": how.min_tokens}
+    ours = {name: getattr(how, name) for name in _OURS if getattr(how, name)}
+    if how.insist:  # spares what is to be said from the penalties, so they are followed together
+        ours |= {name: getattr(how, name) for name in _SHIFTS}
+        how = replace(how, **{name: getattr(_PLAIN, name) for name in _SHIFTS})
     return SamplingParams(
         max_tokens=how.max_tokens,
         temperature=how.temperature,
@@ -307,7 +314,7 @@ def _params(how: Sampling, ends: list[int]) -> Any:
         structured_outputs=StructuredOutputsParams(json=styled(how.json_schema))
         if how.json_schema
         else None,
-        extra_args={"bans": bans, "ends": ends} if any(bans.values()) else None,
+        extra_args={"rules": ours, "ends": ends} if ours else None,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )

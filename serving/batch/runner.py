@@ -157,16 +157,16 @@ class BatchRunner:
         for work in [w for w in self._works.values() if w.batch.tenant_id == tenant]:
             if work.paused_until > now_s:
                 continue
+            # As it is when the rows are looked up: one that fails meanwhile is not done.
+            writing = set(work.writing)
             if not work.rows:
                 waiting = partial(
-                    self._batches.repository.waiting,
-                    without=set(work.writing),
-                    limit=_READ_AHEAD,
+                    self._batches.repository.waiting, without=writing, limit=_READ_AHEAD
                 )
                 work.rows.extend(await asyncio.to_thread(waiting, work.batch.id))
             if work.rows:
                 return work, work.rows.popleft()
-            if not work.writing:
+            if not writing:
                 await asyncio.to_thread(self._batches.finish, work.batch.id)
                 self._works.pop(work.batch.id, None)
         return None

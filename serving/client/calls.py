@@ -73,6 +73,7 @@ class CopyFields(TextSettings, total=False):
     scenario: str
     tone: str
     language: str
+    insist: float
     candidates: int
     polish: bool
     explain: bool

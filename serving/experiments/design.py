@@ -22,6 +22,7 @@ SETTINGS: Final = (
     "frequency_penalty",
     "presence_penalty",
     "no_repeat_ngram_size",
+    "insist",
     "min_tokens",
     "max_tokens",
 )

@@ -1,4 +1,5 @@
 import asyncio
+import random
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -22,14 +23,13 @@ from handbill.generator.adapters import (
 )
 from handbill.generator.artifacts import (
     ArtifactStore,
-    Channel,
     load_or_create_key,
     public_pem,
     seal,
     utc_now,
-    write_channel,
 )
 from handbill.generator.base_models import BaseModel, load_base, make_tiny_base, resolve_base
+from handbill.generator.channels import Channel, write_channel
 from handbill.generator.vault import Vault
 from handbill.serving.api import create_app
 from handbill.serving.config import ServingConfig
@@ -62,6 +62,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """What is vLLM's alone is tested where it is installed."""
     ours = collection_path.name == "test_vllm.py" and config.getoption("--engine") != "vllm"
     return True if ours else None
+
+
+@pytest.fixture(autouse=True)
+def seeds(monkeypatch):
+    """The same seeds in every run for requests that name none: what a random model writes may be nothing, or a claim."""
+    monkeypatch.setattr("secrets.randbits", random.Random(0).getrandbits)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ PROMPT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 ROUTES = {
     ("POST", "/v1/chat/completions"): ("generate", PROMPT),
     ("POST", "/v1/completions"): ("generate", {"prompt": "Once", "max_tokens": 2}),
-    ("POST", "/v1/copy"): ("generate", {"title": "Lamp", "max_tokens": 2}),
+    ("POST", "/v1/copy"): ("generate", {"title": "Lamp", "max_tokens": 2, "seed": 1}),
     ("POST", "/v1/check"): ("generate", {"text": "A lamp."}),
     ("GET", "/v1/copy/batch"): ("generate", None),
     ("POST", "/v1/copy/batch"): ("generate", {"rows": [{"title": "Lamp"}], "more": True}),

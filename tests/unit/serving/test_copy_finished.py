@@ -8,6 +8,7 @@ import pytest
 from handbill.generator.copies import Copy
 from handbill.generator.polish import Change, polish
 from handbill.generator.prompts import CopyRequest
+from handbill.generator.scenarios import read_scenarios
 from handbill.generator.sentiment import N_BUCKETS, SentimentModel, buckets_of
 
 COPY = {"title": "Oak desk lamp", "description": "12 W", "price": "£29"}
@@ -38,6 +39,21 @@ def test_the_candidate_that_states_the_products_facts_wins(scripted):
     # All of one prompt, each with a seed of its own.
     assert len({asked.prompt for asked in service.engine.asked}) == 1
     assert [asked.sampling.seed for asked in service.engine.asked] == [7, 8, 9]
+
+
+def test_a_request_can_insist_on_its_attributes(scripted):
+    service = scripted(OAK)
+    body = COPY | {"attributes": {"material": "Oak", "wood": "Oak", "light": "warm"}}
+    service.post("/v1/copy", body | {"insist": 2.5})
+    service.post("/v1/copy", body)
+    insisted, plain = (asked.sampling for asked in service.engine.asked)
+    said = [{service.tokenizer.decode(way) for way in one} for one in insisted.phrases]
+    assert said == [{" Oak", "Oak", " oak"}, {" warm", "warm"}]
+    assert insisted.insist == 2.5
+    assert (plain.phrases, plain.insist) == ((), 0.0)
+    refused = service.post("/v1/copy", body | {"insist": 11})
+    assert refused.status_code == 400
+    assert "insist" in refused.json()["error"]["message"]
 
 
 def test_a_blocked_candidate_never_wins_whatever_it_covers(scripted):
@@ -239,6 +255,34 @@ def test_a_scenario_decides_how_long_an_answer_is_at_most(scripted):
     service.post("/v1/copy", COPY | {"scenario": "ad_headline", "max_tokens": 9})
     service.post("/v1/copy", COPY)
     assert [asked.sampling.max_tokens for asked in service.engine.asked] == [24, 9, 64]
+
+
+def test_the_log_says_once_when_an_own_adapter_is_asked_otherwise_than_it_was_trained(
+    scripted, publisher, adapters, tmp_path, caplog
+):
+    def told():
+        return [r for r in caplog.records if r.message == "scenarios_differ_from_training"]
+
+    service = scripted(GOOD)
+    own = tmp_path / "own.toml"
+    own.write_text('[haiku]\nabout = "x"\nen = { instruction = "Write a haiku." }\n')
+    service.post("/v1/copy", COPY)
+    assert told() == []  # trained and served with the shipped ones
+    service.gateway.scenarios.put("acme", own)
+    service.post("/v1/copy", COPY)
+    service.post("/v1/copy", COPY)
+    service.post("/v1/copy", COPY, tenant="bolt")
+    (first,) = told()
+    prompts = read_scenarios(own).prompts
+    assert (first.tenant, first.trained_with, first.served_with) == ("acme", "shipped", prompts)
+    again = publisher.seal(adapters.folder(1), "acme", version=3, prompts=prompts)
+    publisher.point("acme", again)
+    service.gateway._registry.refresh()
+    service.post("/v1/copy", COPY)
+    assert len(told()) == 1  # trained with the file it is served with
+    service.gateway.scenarios.remove("acme")
+    service.post("/v1/copy", COPY)
+    assert [told()[-1].trained_with, told()[-1].served_with] == [prompts, "shipped"]
 
 
 def test_a_tenants_own_scenarios_are_its_alone_and_in_effect_at_once(scripted, tmp_path):

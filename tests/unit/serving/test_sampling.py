@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,24 @@ def test_a_bias_moves_its_own_token_only():
     assert logits.tolist() == pytest.approx([1.0, 0.9, 0.0, -5.0])
 
 
+def test_what_should_be_said_is_said_and_the_text_may_end_after_it():
+    logits = torch.tensor([0.0, 1.0, 0.5, 0.0, 0.9])  # 0 ends
+    how = Sampling(phrases=(((2, 3),),), insist=2.0)
+    chooser = Chooser(how, (2, 3), ends={0})  # what the prompt says is not said yet
+    assert [chooser.choose(logits) for _ in range(3)] == [2, 3, 1]
+    alone = Chooser(
+        Sampling(phrases=(((2,),),), insist=2.0, repetition_penalty=2.0), (2,), ends={0}
+    )
+    assert alone.choose(logits) == 2
+    held = Chooser(replace(how, insist=0.6, repetition_penalty=2.0), (2, 3), ends={0})
+    assert held.choose(logits) == 2  # to say what the prompt says is no repetition
+    idle = Chooser(replace(how, insist=0.0), (1,), ends={0})
+    assert idle.choose(logits) == 1
+    ending = torch.tensor([1.5, 1.0, -9.0, 0.0, 0.9])
+    assert Chooser(how, (1,), ends={0}).choose(ending) == 1
+    assert idle.choose(ending) == 0
+
+
 @pytest.mark.parametrize("temperature", [1e-6, 1e-12, 1e-45, 5e-324])
 def test_the_smallest_temperatures_draw_the_likeliest(temperature):
     logits = torch.tensor([-1e30, 5.0, 4.0, 2.0])
@@ -126,6 +146,8 @@ def test_a_row_takes_one_number_per_token_whatever_the_logits():
         {"frequency_penalty": 2.5},
         {"presence_penalty": float("nan")},
         {"no_repeat_ngram_size": -1},
+        {"insist": -1.0},
+        {"insist": 10.5},
         {"min_tokens": 65},
         {"logit_bias": ((-1, 0.0),)},
         {"logit_bias": ((1, 101.0),)},

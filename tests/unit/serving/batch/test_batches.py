@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from handbill.serving.asking import begin_copy
+from handbill.serving.batch.repository import BatchRepository
 from handbill.serving.batch.runner import LEASE_S, BatchRunner
 from handbill.serving.orm import utc_now
 from handbill.serving.sequences import EngineStats
@@ -269,6 +270,14 @@ def test_a_row_that_fails_for_no_known_reason_is_tried_three_times(service, monk
         return await begin_copy(gateway, asked_, body)
 
     monkeypatch.setattr("handbill.serving.batch.runner.begin_copy", failing)
+
+    def slow(repository, *args, **kwargs):
+        found = waiting(repository, *args, **kwargs)
+        time.sleep(0.05)  # long enough for a row to fail meanwhile
+        return found
+
+    waiting = BatchRepository.waiting
+    monkeypatch.setattr(BatchRepository, "waiting", slow)
     monkeypatch.setattr("handbill.serving.batch.runner._LONGEST_PAUSE_S", 0.02)
     batch = make(service, titles(3))["id"]
     work(service, done(service))

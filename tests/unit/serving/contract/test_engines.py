@@ -70,6 +70,7 @@ FEATURES = (
     {"presence_penalty": -1.0, "temperature": 0.8},
     {"logit_bias": ((40, 8.0), (41, -100.0))},
     {"no_repeat_ngram_size": 2, "temperature": 1.0},
+    {"phrases": (((40, 41),), ((42,), (43,))), "insist": 8.0},
     {"min_tokens": 10},
     {},
 )
@@ -83,7 +84,7 @@ def test_no_setting_of_a_row_reaches_its_neighbours(make_engine, sequence, write
     assert write(make_engine(), wanted[::-1], together=True) == alone[::-1]
     plain = [sequence(i, adapter="1") for i in range(len(FEATURES))]
     without = write(make_engine(), plain, together=False)
-    assert [a == b for a, b in zip(alone, without, strict=True)] == [False] * 5 + [True] * 2
+    assert [a == b for a, b in zip(alone, without, strict=True)] == [False] * 6 + [True] * 2
 
 
 def test_one_adapter_for_all_rows_writes_what_each_row_writes_alone(make_engine, sequence, write):

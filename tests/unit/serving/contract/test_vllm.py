@@ -25,6 +25,8 @@ WAYS = (
     {"logit_bias": ((40, 8.0), (41, -100.0))},
     {"no_repeat_ngram_size": 2},
     {"no_repeat_ngram_size": 1, "min_tokens": 12},
+    {"phrases": (((40, 41),), ((42,), (43,))), "insist": 3.0},
+    {"phrases": (((40, 41),),), "insist": 2.0, "repetition_penalty": 1.4, "presence_penalty": 0.5},
     {"stop": ("a",)},
     {"json_schema": '{"type": "array", "items": {"type": "boolean"}, "maxItems": 4}'},
 )
@@ -113,14 +115,14 @@ def test_an_adapter_whose_numbers_could_run_over_is_refused(make_engine, adapter
 
 
 def test_a_row_whose_numbers_ran_over_ends_the_engine(make_engine):
-    from handbill.serving.vllm_bans import Bans
+    from handbill.serving.vllm_rules import AllRules
 
     logits = torch.zeros(2, 8)
-    bans = Bans(None, torch.device("cpu"), False)
-    assert bans.apply(logits) is logits
+    rules = AllRules(None, torch.device("cpu"), False)
+    assert rules.apply(logits) is logits
     logits[1, 3] = torch.nan
     with pytest.raises(RuntimeError, match="NaN"):
-        bans.apply(logits)
+        rules.apply(logits)
 
 
 def test_a_request_that_vllm_refuses_harms_nobody_else(make_engine, sequence, write):

@@ -1,4 +1,4 @@
-"""What may not come next, where vLLM has no such setting or lets it contradict a grammar.
+"""What may come next, where vLLM has no such setting or lets it contradict a grammar.
 
 Loaded by vLLM, by name (:mod:`handbill.serving.vllm_engine`).
 """
@@ -12,15 +12,15 @@ from handbill.serving.sampling import Rules
 from handbill.serving.sequences import Sampling
 
 
-class Bans(AdapterLogitsProcessor):  # type: ignore[misc]  # vLLM is not there when types are checked
-    """``no_repeat_ngram_size`` and ``min_tokens`` of every row that has them."""
+class AllRules(AdapterLogitsProcessor):  # type: ignore[misc]  # vLLM is not there when types are checked
+    """``no_repeat_ngram_size``, ``min_tokens`` and ``insist`` of every row that has them."""
 
     def is_argmax_invariant(self) -> bool:
-        """Bans change which token is the likeliest."""
+        """Rules change which token is the likeliest."""
         return False
 
     def apply(self, logits: Tensor) -> Tensor:
-        """The logits of all rows without what may not come.
+        """The logits of all rows as their rules leave them.
 
         Raises:
             RuntimeError: A row's numbers ran over: it would reach other rows, so the engine ends,
@@ -31,19 +31,19 @@ class Bans(AdapterLogitsProcessor):  # type: ignore[misc]  # vLLM is not there w
         result: Tensor = super().apply(logits)
         return result
 
-    def new_req_logits_processor(self, params: object) -> "RowBans | None":
-        """The bans of a new row, if it has any."""
+    def new_req_logits_processor(self, params: object) -> "RowRules | None":
+        """The rules of a new row, if it has any."""
         asked = getattr(params, "extra_args", None) or {}
         return (
-            RowBans(Sampling(max_tokens=2**31, **asked["bans"]), asked["ends"]) if asked else None
+            RowRules(Sampling(max_tokens=2**31, **asked["rules"]), asked["ends"]) if asked else None
         )
 
 
-class RowBans:
-    """The bans of one row.
+class RowRules:
+    """The rules of one row.
 
     Args:
-        how: Settings without penalties and bias, which are vLLM's.
+        how: Settings. Penalties and bias are vLLM's own, but of a row that insists, and not in these.
         ends: The tokens that end an answer.
     """
 
@@ -53,7 +53,7 @@ class RowBans:
         self._read = 0
 
     def __call__(self, prompt: Sequence[int], written: Sequence[int], logits_V: Tensor) -> Tensor:
-        """The logits of the next token without what may not come."""
+        """The logits of the next token as the rules leave them."""
         if self._rules is None:
             self._rules = Rules(self._how, tuple(prompt), self._ends)
         for token in written[self._read :]:
