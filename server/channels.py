@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from handbill.errors import ArtifactError, InputError, MissingError
-from handbill.generator.artifacts import Channel, Manifest, check_tenant, utc_now
+from handbill.generator.artifacts import Manifest, check_tenant, utc_now
+from handbill.generator.channels import Channel
 from handbill.generator.model_specs import held
 from handbill.server.outbox import Outbox
 from handbill.server.records import Publication, still_published

@@ -84,6 +84,11 @@ def show(
         ("served to", ", ".join(model.served) or "nobody"),
         ("files", ", ".join(f"{n} ({e['size_bytes']:,} B)" for n, e in manifest["files"].items())),
         ("measured", ", ".join(f"{n} {v:.4g}" for n, v in sorted(model.metrics.items())) or "-"),
+        *(
+            [("prompts", manifest.get("prompts") or "of the shipped scenarios")]
+            if manifest["kind"] == "tenant"
+            else []
+        ),
         ("grew from", " <- ".join([*(_label(a) for a in line), manifest["base_name"]])),
     ]:
         table.add_row(f"[bold]{label}", escape(value))

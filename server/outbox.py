@@ -12,7 +12,8 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.errors import ArtifactError
-from handbill.generator.artifacts import Channel, public_pem, read_channel, write_channel
+from handbill.generator.artifacts import public_pem
+from handbill.generator.channels import Channel, read_channel, write_channel
 from handbill.server.audit import sign_head
 from handbill.server.records import Publication
 from handbill.server.repository import UnitOfWork

@@ -72,8 +72,9 @@ class MLflow:
     def _run(self, name: str) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         experiment = found.experiment_id if found else self._client.create_experiment(EXPERIMENT)
+        tags = {_RUN_TAG: name}
         known = self._client.search_runs([experiment], f"tags.`{_RUN_TAG}` = '{name}'")
-        run = known[0] if known else self._client.create_run(experiment, tags={_RUN_TAG: name})
+        run = known[0] if known else self._client.create_run(experiment, tags=tags, run_name=name)
         return str(run.info.run_id)
 
 

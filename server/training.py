@@ -317,6 +317,7 @@ class Training:
                     run=attempt.run,
                     round=attempt.number,
                     privacy=[report.privacy],
+                    prompts=report.prompts,
                 )
                 self._registry.register_tenant_artifact(folder)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from handbill.errors import ArtifactError, HandbillError
 from handbill.generator import artifacts
+from handbill.generator.channels import GLOBAL_CHANNEL, read_channel
 from handbill.server.audit import AuditEntry, chain_problems, forgotten, read_head, removed
 from handbill.server.outbox import HEAD_FILE, channel_of
 from handbill.server.records import Artifact, Publication, Round
@@ -57,7 +58,7 @@ def verify_artifact(
                 problems.append(f"{name}: the folder holds {manifest.digest}")
     except HandbillError as error:
         return [str(error)]
-    if asdict(manifest) != artifact.manifest:
+    if asdict(manifest) != {"prompts": "", **artifact.manifest}:  # rows from before there were any
         problems.append(f"{name}: the database row differs from the signed manifest")
     row = (artifact.kind, artifact.tenant, artifact.version, artifact.created_at)
     if row != (manifest.kind, manifest.tenant, manifest.version, manifest.created):
@@ -175,10 +176,10 @@ def _channel_file_problems(
 ) -> Iterator[str]:
     expected: dict[Path, str] = {}
     for tenant, history in histories.items():
-        path = registry.root / "channels" / f"{tenant or artifacts.GLOBAL_CHANNEL}.json"
+        path = registry.root / "channels" / f"{tenant or GLOBAL_CHANNEL}.json"
         expected[path] = tenant
         try:
-            channel = artifacts.read_channel(registry.root, tenant, registry.public_key)
+            channel = read_channel(registry.root, tenant, registry.public_key)
         except ArtifactError as error:
             yield str(error)
             continue

@@ -19,8 +19,9 @@ import pytest
 from handbill.clients.markets import find_shops
 from handbill.clients.merchant import LEDGER_FILE, Policy
 from handbill.clients.shop import load_shop
-from handbill.generator.artifacts import ArtifactStore, load_public_key, read_channel, verify
+from handbill.generator.artifacts import ArtifactStore, load_public_key, verify
 from handbill.generator.base_models import load_base, resolve_base
+from handbill.generator.channels import read_channel
 from handbill.privacy.ledger import Ledger
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]

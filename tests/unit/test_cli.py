@@ -13,7 +13,17 @@ import typer
 
 from handbill.cli import app, main
 
-HEAVY = ("torch", "flwr", "ray", "transformers", "peft", "opacus", "matplotlib", "sqlalchemy")
+HEAVY = (
+    "torch",
+    "flwr",
+    "ray",
+    "transformers",
+    "peft",
+    "opacus",
+    "matplotlib",
+    "sqlalchemy",
+    "optuna",
+)
 HELP = """
 import sys
 sys.argv = ["handbill", *sys.argv[1:]]

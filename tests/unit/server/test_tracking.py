@@ -73,6 +73,7 @@ def test_mlflow_has_one_run_for_one_of_ours_however_often_the_server_starts(tmp_
     client = tracker._client
     experiment = client.get_experiment_by_name(EXPERIMENT)
     (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "run-1"  # MLflow's own would say nothing
     for name, points in EXPECTED.items():
         history = client.get_metric_history(run.info.run_id, name)
         assert [(point.step, point.value) for point in history] == points

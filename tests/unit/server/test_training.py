@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import pytest
 from handbill.errors import ArtifactError, HandbillError, MissingError, RoundError
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
-from handbill.generator.artifacts import load_or_create_key, read_channel, verify
+from handbill.generator.artifacts import load_or_create_key, verify
+from handbill.generator.channels import read_channel
 from handbill.server import training
 from handbill.server.deletion import forget
+from handbill.server.verification import verify_registry
 
 SHOPS = ("shop-a", "shop-b", "shop-c")
 
@@ -215,6 +218,22 @@ def test_after_the_rounds_every_merchant_gets_an_adapter_of_its_own(one):
     assert not same(tensors[0], tensors[1])
     served = read_channel(one.registry.root, "", one.registry.public_key)
     assert served.digest == last.aggregate
+
+
+def test_an_own_adapter_says_which_prompts_it_was_trained_with_and_no_other_artifact_does(make):
+    one = make()
+    own = one.trainers["shop-b"]
+    digest = "sha256:" + 64 * "b"
+    own.scenarios = replace(own.scenarios, prompts=digest)  # as with scenarios of the shop's own
+    one.train(recipe=Recipe(rounds=1, personal_steps=1, expected_users=8))
+    manifests = [
+        verify(one.registry.store.path(a.digest), one.registry.public_key) for a in one.artifacts()
+    ]
+    assert {m.tenant: m.prompts for m in manifests} == {
+        "": "", "shop-a": "", "shop-b": digest, "shop-c": "",
+    }  # fmt: skip
+    assert [m.tenant for m in manifests if b"prompts" in m.to_bytes()] == ["shop-b"]
+    assert verify_registry(one.registry).problems == ()
 
 
 def test_what_a_merchant_sends_as_its_own_is_what_it_is_served(one):
