@@ -38,7 +38,7 @@ demo: $(READY) ## Take three shops' private data to served copy (DEMO='--data DI
 
 test: $(READY) ## Run the whole test suite
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/statistical
-	@$(BIN)/python -m pytest -q tests/integration tests/e2e
+	@$(BIN)/python -m pytest -q --durations=25 tests/integration tests/e2e
 
 $(VLLM_READY): pyproject.toml requirements-serving.txt constraints-vllm.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; give it with PYTHON=/path/to/python"; exit 1; }
@@ -79,6 +79,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(BIN)/handbill demo --cold --results benchmarks/results/first_light.json $(if $(DATA),--data $(DATA)) $(DEMO)
 	@$(BIN)/python benchmarks/dp_accountants.py
 	@$(BIN)/python benchmarks/dp_audit.py
+	@$(BIN)/python benchmarks/copy_costs.py
 	@$(BIN)/python benchmarks/secagg.py
 	@$(BIN)/python benchmarks/aggregation.py
 	@$(BIN)/python benchmarks/robust.py
@@ -90,6 +91,7 @@ bench: $(READY) ## Run the benchmarks that write benchmarks/results (DATA=DIR, a
 	@$(foreach SET,$(if $(DATA),amazon_reviews_en rent_the_runway_interest),$(BIN)/python benchmarks/interest.py --data $(dir $(abspath $(DATA)))$(SET) &&) true
 	@$(if $(DATA),$(BIN)/python benchmarks/polish.py --data $(dir $(abspath $(DATA))),true)
 	@$(if $(DATA),$(BIN)/python benchmarks/copy_quality.py --data $(dir $(abspath $(DATA))) --work .handbill/copy_quality,true)
+	@$(if $(DATA),$(BIN)/python benchmarks/shorten.py --data $(dir $(abspath $(DATA))),true)
 	@$(BIN)/python benchmarks/serving_step.py
 	@$(BIN)/python benchmarks/serving_mixed.py
 	@$(BIN)/python benchmarks/serving_publish.py
