@@ -9,6 +9,13 @@ import typer
 
 from handbill.clients.cli import AsJson
 
+Scenarios = Annotated[
+    Path | None,
+    typer.Option(
+        "--scenarios", help="Scenarios of your own, to ask in the words of (docs/copy.md)."
+    ),
+]
+
 generator_app = typer.Typer(
     help="Train a generator of copy from nothing or shorten a base model, and write with it.",
     no_args_is_help=True,
@@ -37,6 +44,7 @@ def train(
             help="Variants of the same copy, by `handbill data augment`; may be repeated."
         ),
     ] = None,
+    scenarios: Scenarios = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -47,9 +55,11 @@ def train(
     """
     from handbill.generator.copies import read_copies
     from handbill.generator.generators import default_schedule, train_generator
+    from handbill.generator.scenarios import read_scenarios, shipped
     from handbill.generator.variants import read_variants
 
-    copies = [copy for file in data for copy in read_copies(file, written=False)]
+    own = read_scenarios(scenarios) if scenarios else shipped()
+    copies = [copy for file in data for copy in read_copies(file, written=False, scenarios=own)]
     schedule = default_schedule(kind, epochs=epochs, seed=seed)
     found = train_generator(
         kind,
@@ -59,6 +69,7 @@ def train(
         tokens=tokens,
         start=start,
         variants=[one for file in augment or () for one in read_variants(file)],
+        scenarios=own,
         minutes=minutes or math.inf,
         say=lambda line: typer.echo(line, err=True),
     )
@@ -97,11 +108,12 @@ def shorten(
     from dataclasses import replace
 
     from handbill.generator.copies import read_copies
+    from handbill.generator.scenarios import shipped
     from handbill.generator.shorten import HEALING, shorten_base
 
     found = shorten_base(
         base,
-        [copy for file in data for copy in read_copies(file, written=False)],
+        [copy for file in data for copy in read_copies(file, written=False, scenarios=shipped())],
         out,
         layers=layers,
         steps=steps,
@@ -137,19 +149,25 @@ def write(
             min=0, max=10, help="Nats that attributes become likelier by while the copy lacks them."
         ),
     ] = 0.0,
+    scenarios: Scenarios = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same.")] = 0,
 ) -> None:
-    """Write copy for each product of a file, ready for `handbill evaluate run`, or to choose from."""
+    """Write copy for each product of a file, ready for `handbill evaluate run`, or to choose from.
+
+    A generator is asked in the words it was trained with: scenarios of one's own are in its folder.
+    """
     from handbill.clients.evaluate_command import write_lines
     from handbill.generator.copies import copy_of, read_objects
-    from handbill.generator.generators import load_writer
+    from handbill.generator.generators import load_writer, scenarios_of
+    from handbill.generator.scenarios import read_scenarios
 
+    own = read_scenarios(scenarios) if scenarios else scenarios_of(generator)
     given = [
-        (copy_of(fields, where, written=False), fields) for where, fields in read_objects(file)
+        (copy_of(fields, where, written=False, scenarios=own), fields)
+        for where, fields in read_objects(file)
     ]
-    texts = load_writer(generator, temperature=temperature, insist=insist).write(
-        [copy for copy, _ in given], n=candidates, seed=seed
-    )
+    writer = load_writer(generator, temperature=temperature, insist=insist, scenarios=own)
+    texts = writer.write([copy for copy, _ in given], n=candidates, seed=seed)
     lines = []
     for (_, fields), found in zip(given, texts, strict=True):
         several = {"candidates": found} if candidates > 1 else {}

@@ -28,6 +28,7 @@ from handbill.generator.prompts import (
     render_prompt,
     turn_end_id,
 )
+from handbill.generator.scenarios import Scenarios
 from handbill.generator.segmentation import han_share
 
 # A product's prompt of at most so many tokens.
@@ -122,9 +123,11 @@ def copy_loss(model: Any, rows: Sequence[EncodedExample]) -> tuple[Tensor, int]:
 class CausalLearner:
     """A causal model in training, for :func:`handbill.generator.training.train`."""
 
-    def __init__(self, model: Any, tokenizer: Any, limits: Limits) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, limits: Limits, scenarios: Scenarios | None = None
+    ) -> None:
         self.module: nn.Module = model
-        self.tokenizer, self.limits = tokenizer, limits
+        self.tokenizer, self.limits, self._scenarios = tokenizer, limits, scenarios
 
     def encode(self, pair: Copy) -> EncodedExample:
         """A pair as token ids."""
@@ -133,6 +136,7 @@ class CausalLearner:
             example(pair),
             max_prompt_tokens=self.limits.prompt,
             max_copy_tokens=self.limits.copy,
+            scenarios=self._scenarios,
         )
 
     def length(self, row: EncodedExample) -> int:
@@ -151,9 +155,11 @@ class CausalLearner:
         return float(token_losses(hidden_ND.detach(), head_VD, target_N).sum()), len(target_N)
 
 
-def ask_copy(tokenizer: Any, copy: Copy, max_tokens: int) -> Sequence[int]:
+def ask_copy(
+    tokenizer: Any, copy: Copy, max_tokens: int, *, scenarios: Scenarios | None = None
+) -> Sequence[int]:
     """The prompt for copy about a product."""
-    return render_prompt(tokenizer, asked(copy), max_tokens=max_tokens)
+    return render_prompt(tokenizer, asked(copy), max_tokens=max_tokens, scenarios=scenarios)
 
 
 def ask_paraphrase(tokenizer: Any, copy: Copy, max_tokens: int) -> Sequence[int]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from handbill.errors import InputError
 from handbill.generator.prompts import CopyRequest
-from handbill.generator.scenarios import shipped
+from handbill.generator.scenarios import Scenarios
 
 _REQUEST: Final = (
     *(
@@ -65,17 +65,24 @@ class Copy:
         )
 
 
-def read_copies(path: Path, *, written: bool = True) -> list[Copy]:
+def read_copies(
+    path: Path, *, written: bool = True, scenarios: Scenarios | None = None
+) -> list[Copy]:
     """Read a file of copy: one JSON object a line, see ``docs/evaluation.md``.
 
     Args:
         path: The file.
         written: Whether each has to have a text, or is a product that copy is still to be written for.
+        scenarios: What is asked in the words of: each names one of them. Where copy is only measured, its
+            scenario is nobody's business.
 
     Raises:
         InputError: Naming the line and the field that is wrong.
     """
-    copies = [copy_of(fields, where, written=written) for where, fields in read_objects(path)]
+    copies = [
+        copy_of(fields, where, written=written, scenarios=scenarios)
+        for where, fields in read_objects(path)
+    ]
     seen: dict[str, int] = {}
     for number, copy in enumerate(copies, start=1):
         if copy.id in seen:
@@ -108,8 +115,14 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise InputError(f"{path}: cannot be read ({error})") from None
 
 
-def copy_of(fields: Mapping[str, Any], where: str, *, written: bool = True) -> Copy:
-    """A piece of copy of its fields; ``where`` is for errors.
+def copy_of(
+    fields: Mapping[str, Any],
+    where: str,
+    *,
+    written: bool = True,
+    scenarios: Scenarios | None = None,
+) -> Copy:
+    """A piece of copy of its fields; ``where`` is for errors, the rest as for :func:`read_copies`.
 
     Raises:
         InputError: A field is missing, unknown or of another kind.
@@ -138,7 +151,8 @@ def copy_of(fields: Mapping[str, Any], where: str, *, written: bool = True) -> C
     asked = {name: text(name) for name in _REQUEST if name in fields}
     try:
         request = CopyRequest(**asked)
-        shipped().get(request.scenario)
+        if scenarios is not None:
+            scenarios.get(request.scenario)
     except (InputError, TypeError) as error:
         reason = str(error) if isinstance(error, InputError) else "title is missing"
         raise InputError(f"{where}: {reason}") from None

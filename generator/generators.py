@@ -1,20 +1,23 @@
 """The kinds of generator that can be trained here from nothing, in folders of one form.
 
-A folder holds the tokenizer, safetensors and ``generator.json``, which says what kind it is and how it was trained. A
-causal model's is a base model in Hugging Face layout besides.
+A folder holds the tokenizer, safetensors and ``generator.json``, which says what kind it is and how it was trained, and
+the ``scenarios.toml`` it was trained with, where that was somebody's own. A causal model's is a base model in
+Hugging Face layout besides.
 """
 
 import json
 import math
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from handbill.errors import InputError
 from handbill.generator.copies import Copy
 from handbill.generator.pairs import digest, split, training_pairs, variant_pairs, vocabulary_texts
+from handbill.generator.scenarios import SHIPPED, Scenarios, read_scenarios, shipped
 from handbill.generator.training import Learner, Progress, R, Say, Schedule, train
 
 KINDS: Final[dict[str, str]] = {
@@ -65,6 +68,7 @@ class Task:
     name: str
     minutes: float
     say: Say
+    scenarios: Scenarios = field(default_factory=shipped, repr=False)
 
     @property
     def work(self) -> Path:
@@ -111,6 +115,7 @@ def train_generator(
     tokens: int = 5000,
     start: Path | None = None,
     variants: Iterable[Copy] = (),
+    scenarios: Scenarios | None = None,
     minutes: float = math.inf,
     say: Say = lambda _: None,
 ) -> Trained:
@@ -125,6 +130,7 @@ def train_generator(
         start: A seq2seq on the same data that a GAN goes on from, instead of training one.
         variants: Of the copies (:mod:`handbill.generator.variants`); those of products that are kept to stop
             by are left out.
+        scenarios: In whose words it is asked; the shipped ones if not given. Its folder gets a copy of the file.
         minutes: End after so many with what is best by then.
         say: Told how far it is.
 
@@ -135,6 +141,7 @@ def train_generator(
     if kind not in KINDS:
         raise InputError(f"kind: {kind!r} is not one of {', '.join(KINDS)}")
     check_folder(folder)
+    own = scenarios or shipped()
     given = list(copies)
     pairs = training_pairs(given)
     trained, held_out = split(pairs)
@@ -150,9 +157,10 @@ def train_generator(
         folder=folder,
         schedule=schedule or default_schedule(kind),
         tokens=tokens,
-        name=f"{kind}/{tokens}/{digest([*pairs, *more])}",
+        name=f"{kind}/{tokens}/{digest([*pairs, *more])}{own.prompts}",
         minutes=minutes,
         say=say,
+        scenarios=own,
     )
     if kind == "causal":
         found = _train_causal(task)
@@ -160,6 +168,8 @@ def train_generator(
         from handbill.generator.classic.kinds import train_classic
 
         found = train_classic(task, start=start)
+    if own.file != SHIPPED:
+        shutil.copyfile(own.file, folder / SHIPPED)
     finish(kind, found, pairs=len(trained), variants=len(more), held_out=len(held_out))
     return found
 
@@ -175,7 +185,23 @@ def default_schedule(kind: str, *, epochs: int = 0, seed: int = 0) -> Schedule:
     )
 
 
-def load_writer(name: str, *, temperature: float = 0.7, insist: float = 0.0) -> Writer:
+def scenarios_of(name: str) -> Scenarios:
+    """The scenarios that a generator was trained with; the shipped ones of any base model.
+
+    Raises:
+        InputError: The file in its folder is wrong.
+    """
+    own = Path(name).expanduser() / SHIPPED
+    return read_scenarios(own) if own.is_file() else shipped()
+
+
+def load_writer(
+    name: str,
+    *,
+    temperature: float = 0.7,
+    insist: float = 0.0,
+    scenarios: Scenarios | None = None,
+) -> Writer:
     """A generator by its folder, or any base model by name, folder or hub id.
 
     Args:
@@ -183,12 +209,13 @@ def load_writer(name: str, *, temperature: float = 0.7, insist: float = 0.0) -> 
         temperature: Of what it draws.
         insist: How much likelier the values of a product's attributes become while its copy lacks
             them, in nats (:mod:`handbill.generator.mentions`).
+        scenarios: In whose words it is asked; :func:`scenarios_of` it if not given.
 
     Raises:
         InputError: It is neither.
     """
     from handbill.generator.base_models import load_base, resolve_base
-    from handbill.generator.causal import CausalWriter
+    from handbill.generator.causal import CausalWriter, ask_copy
 
     card = read_card(Path(name).expanduser())
     if card and card["kind"] != "causal":
@@ -197,7 +224,12 @@ def load_writer(name: str, *, temperature: float = 0.7, insist: float = 0.0) -> 
         return load_classic(Path(name).expanduser(), temperature=temperature, insist=insist)
     model, tokenizer = load_base(resolve_base(name))
     return CausalWriter(
-        model, tokenizer, temperature=temperature, insist=insist, echoes=card is None
+        model,
+        tokenizer,
+        temperature=temperature,
+        insist=insist,
+        echoes=card is None,
+        ask=partial(ask_copy, scenarios=scenarios or scenarios_of(name)),
     )
 
 
@@ -274,20 +306,21 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     return dict(card)
 
 
-def own_tokenizer(pairs: Sequence[Copy], tokens: int) -> Any:
+def own_tokenizer(task: Task) -> Any:
     """A vocabulary learnt from pairs: Chinese tokens of at most three characters, Latin ones of eleven letters."""
     from handbill.generator.vocabulary import train_tokenizer
 
-    return train_tokenizer(vocabulary_texts(pairs), size=tokens, rarest=2, longest=11)
+    texts = vocabulary_texts(task.trained, task.scenarios)
+    return train_tokenizer(texts, size=task.tokens, rarest=2, longest=11)
 
 
 def _train_causal(task: Task) -> Trained:
     from handbill.generator.causal import CausalLearner, CausalSize, Limits, new_causal, save_causal
 
     size = CausalSize()
-    tokenizer = own_tokenizer(task.trained, task.tokens)
+    tokenizer = own_tokenizer(task)
     model = new_causal(tokenizer, size, seed=task.schedule.seed)
-    learner = CausalLearner(model, tokenizer, Limits())
+    learner = CausalLearner(model, tokenizer, Limits(), task.scenarios)
     sides = ([*task.trained, *task.variants], task.held_out)
     rows, kept = ([learner.encode(one) for one in side] for side in sides)
     progress = task.run(learner, rows, kept)

@@ -14,7 +14,7 @@ from handbill.errors import InputError
 from handbill.generator.copies import Copy
 from handbill.generator.fidelity import Vocabulary, stated_values, vocabulary
 from handbill.generator.prompts import CopyRequest, Example
-from handbill.generator.scenarios import shipped
+from handbill.generator.scenarios import Scenarios, shipped
 
 HELD_OUT: Final = 13  # of 256: one product in twenty
 _FRAME: Final = "user\nassistant\n"
@@ -38,9 +38,9 @@ def source_text(copy: Copy) -> str:
     return " | ".join(" ".join(part.split()) for part in (*known, *wanted) if part)
 
 
-def vocabulary_texts(pairs: Sequence[Copy]) -> list[str]:
-    """What a tokenizer is learnt from: fields, copy, and the words of our own prompts as often as they occur."""
-    prompts = [*shipped().texts(), _FRAME]
+def vocabulary_texts(pairs: Sequence[Copy], scenarios: Scenarios | None = None) -> list[str]:
+    """What a tokenizer is learnt from: fields, copy, and the words of the prompts as often as they occur."""
+    prompts = [*(scenarios or shipped()).texts(), _FRAME]
     return [
         *(source_text(pair) for pair in pairs),
         *(pair.text for pair in pairs),

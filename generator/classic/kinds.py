@@ -47,7 +47,7 @@ def train_classic(task: Task, *, start: Path | None) -> Trained:
     if start is not None:
         network, tokenizer = _load_network(start)
     else:
-        tokenizer = own_tokenizer(task.trained, task.tokens)
+        tokenizer = own_tokenizer(task)
         size = Size(vocabulary=len(tokenizer), latent=LATENT if kind == "cvae" else 0)
         network = _seeded(lambda: new_network("seq2seq" if kind == "gan" else kind, size), task)
     rows = [encode(tokenizer, pair) for pair in (*task.trained, *task.variants)]

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from handbill.cli import app
 from handbill.errors import InputError
 from handbill.generator.base_models import make_tiny_base
+from handbill.generator.causal import CausalWriter
 
 COLOURS = ("红色", "白色", "黑色", "蓝色", "绿色", "灰色")
 
@@ -85,3 +86,43 @@ def test_a_base_model_is_shortened_and_writes(tmp_path, handbill):
     assert len((tmp_path / "x").read_text(encoding="utf-8").splitlines()) == 60
     with pytest.raises(InputError, match="holds a trained generator"):
         handbill(*shorten, "--out", tmp_path / "short")
+
+
+OWN = """
+[haiku]
+about = "three lines"
+en = { instruction = "Write a haiku." }
+zh = { instruction = "写一首俳句。" }
+"""
+
+
+def test_a_generator_is_asked_in_the_words_of_the_scenarios_it_was_trained_with(
+    tmp_path, handbill, monkeypatch
+):
+    known, asked = lines(tmp_path / "known", copy=True), lines(tmp_path / "asked", copy=False)
+    for file in (known, asked):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        file.write_text("\n".join(json.dumps({**row, "scenario": "haiku"}) for row in rows))
+    own = tmp_path / "own.toml"
+    own.write_text(OWN, encoding="utf-8")
+    options = ("--data", known, "--tokens", 400, "--epochs", 1, "--out", tmp_path / "g")
+    with pytest.raises(InputError, match=r"known:1: scenario: 'haiku' is not one of"):
+        handbill("generator", "train", *options)
+    handbill("generator", "train", *options, "--scenarios", own)
+    own.unlink()  # the folder has its own copy
+
+    prompts = []
+    sample = CausalWriter._sample
+
+    def watched(self, products, ids, n):
+        prompts.extend(self._tokenizer.decode(one) for one in ids)
+        return sample(self, products, ids, n)
+
+    monkeypatch.setattr(CausalWriter, "_sample", watched)
+    write = ("generator", "write", asked, "--out", tmp_path / "x", "--generator")
+    handbill(*write, tmp_path / "g")
+    assert len(prompts) == 60
+    assert all("写一首俳句。" in prompt for prompt in prompts)
+    with pytest.raises(InputError, match=r"asked:1: scenario: 'haiku' is not one of"):
+        handbill(*write, make_tiny_base(tmp_path / "base"))
+    handbill("evaluate", "run", tmp_path / "x", "--out", tmp_path / "table")
