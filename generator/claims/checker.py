@@ -14,6 +14,7 @@ from typing import Any, Final
 from handbill.errors import InputError
 from handbill.generator.claims import hidden, masked
 from handbill.generator.claims.facts import Known, find_facts
+from handbill.generator.claims.finder import Looked
 from handbill.generator.claims.folding import Folded, fold, squeeze
 from handbill.generator.claims.lexicon import LANGUAGES, Severity, lexicon, rules
 from handbill.generator.claims.personal import find_personal
@@ -135,12 +136,12 @@ def _claims(folded: Folded, permitted: frozenset[str]) -> Iterator[Finding]:
         if not (folded.has_han if language == "zh" else folded.has_latin):
             continue
         words = lexicon(language)
-        forms = _READINGS[language](folded)
+        forms = [(form, Looked(form.text)) for form in _READINGS[language](folded)]
         for rule in words.rules:
             if rule.id in permitted:
                 continue
-            for form in forms:
-                for start, end in rule.matches(form):
+            for form, looked in forms:
+                for start, end in rule.matches(looked):
                     span = form.span(start, end)
                     if form.counts(*span):
                         yield Finding(*span, rule.id, rule.severity, rule.reason, rule.law)
