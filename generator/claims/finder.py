@@ -42,10 +42,10 @@ class Looked:
         self.text = text
         self.begun: defaultdict[str, list[int]] = defaultdict(list)
         self._found: dict[str, list[Span]] = {}
-        for place in _START.finditer(text):
-            at = place.start()
-            for end in range(at + 1, at + 1 + _DEPTH):
-                self.begun[text[at:end]].append(at)
+        places = [place.start() for place in _START.finditer(text)]
+        for length in range(1, _DEPTH + 1):
+            for at in places:
+                self.begun[text[at : at + length]].append(at)
 
     def every(self, pattern: str) -> list[Span]:
         """Every match of a pattern, also where they overlap; several rules ask for the same."""

@@ -48,7 +48,8 @@ class Rule:
             last = end
             # In the order of their starts: how far those before this reach.
             while ahead and ahead[0] <= start:
-                ahead, reach = next(allowed, None), max(reach, ahead[1])
+                reach = max(reach, ahead[1])
+                ahead = next(allowed, None)
             if end > reach:
                 yield start, end
 
