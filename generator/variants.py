@@ -7,6 +7,7 @@ names the file apart from the copy, and variants of held-out products are left o
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,12 @@ from handbill.generator.generators import Writer
 
 FIELD: Final = "variants"
 _WRITTEN: Final = ("text", "candidates", "reference", "references")  # fields of what people wrote
+# What a model that was trained to chat says before it does what it was asked.
+_PREFACE: Final = re.compile(
+    r"\A(?:sure|certainly|of course|okay|here(?:'s| is| are)|rephrased|paraphrased?|rewritten|in other words"
+    r"|好的|当然|以下是|换一种说法)[^.!?。！？:：\n]{0,80}[:：]\s*",
+    re.I,
+)
 AT_ONCE: Final = 8  # pieces between two times that what is done is kept
 
 Made = tuple[list[str], Counter[str]]  # variants of a piece, and how many were dropped by reason
@@ -66,7 +73,7 @@ def by_paraphrase(writer: Writer, known: Vocabulary, *, per: int, tries: int, se
 def _judged(piece: Copy, candidates: Sequence[str], known: Vocabulary, per: int) -> Made:
     kept: list[str] = []
     dropped: Counter[str] = Counter()
-    for text in candidates:
+    for text in (_PREFACE.sub("", one, count=1) for one in candidates):
         if reason := unfit(piece, text, known, kept):
             dropped[reason] += 1
         elif len(kept) == per:

@@ -117,6 +117,24 @@ def test_paraphrases_are_kept_or_dropped_for_a_reason():
     assert writer.seed == 1_000_003 + 3  # other batches draw otherwise
 
 
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("Here's the solution: A lamp of oak.", "A lamp of oak."),
+        ("Sure, here it is in other words:\nA lamp of oak.", "A lamp of oak."),
+        ("好的，换一种说法：橡木台灯。", "橡木台灯。"),
+        ("Here is oak. It is: a lamp.", "Here is oak. It is: a lamp."),
+        ("An oak lamp: sure to please.", "An oak lamp: sure to please."),
+    ],
+)
+def test_what_a_chat_model_says_before_is_not_part_of_the_paraphrase(written, kept):
+    piece = Copy(id="1", text="The lamp is oak.", request=CopyRequest(title="x"))
+    piece = replace(piece, text="橡木做的台灯。") if "橡" in written else piece
+    make = by_paraphrase(FakeWriter(written), {}, per=1, tries=1, seed=0)
+    ((texts, _),) = make([piece], 0)
+    assert texts == [kept]
+
+
 def test_pieces_are_texts_and_references():
     copy = copy_of({"id": "1", "title": "x", "text": "b", "references": ["a", "b"]}, "x")
     assert [one.text for one in pieces_of(copy)] == ["a", "b"]
