@@ -69,12 +69,16 @@ def tune(
     )
     names = ", ".join(shop.id for shop in tuning.shops)
     errors.print(f"{names}: taken to be public data; a search on shoppers' own is not private")
-    found = tuning.run(
-        out,
-        trials=trials,
-        seconds=minutes * 60 or math.inf,
-        on_trial=lambda tried: errors.print(_line(tried, trials)),
-    )
+    with errors.status("first round") as status:  # seen on a terminal only
+        found = tuning.run(
+            out,
+            trials=trials,
+            seconds=minutes * 60 or math.inf,
+            on_trial=lambda tried: errors.print(_line(tried, trials)),
+            on_round=lambda number, rounds, loss: status.update(
+                f"round {number} of {rounds} done, held-out loss {loss:.3f}"
+            ),
+        )
     if as_json:
         best = found.ranking[0].number if found.ranking else None
         typer.echo(json.dumps({"best": best, **asdict(found)}, indent=2))

@@ -121,6 +121,7 @@ class Tuning:
         trials: int,
         seconds: float = math.inf,
         on_trial: Callable[[Tried], None] = lambda _: None,
+        on_round: Callable[[int, int, float], None] = lambda _number, _rounds, _loss: None,
     ) -> Found:
         """Do what is missing of so many trials; the defaults are the first.
 
@@ -129,11 +130,13 @@ class Tuning:
             trials: Finished ones in the file at the end.
             seconds: No trial is begun after so many.
             on_trial: Told of each one done.
+            on_round: Told of each round in one: its number, of how many, and the held-out loss.
 
         Raises:
             InputError: The file is of something else.
         """
         started, interrupted = time.monotonic(), False
+        self._on_round = on_round
         with open_study(file, self.facts) as study:
             while (done := len(_trials(study))) < trials and time.monotonic() - started < seconds:
                 # A sampler for each trial: whoever goes on draws what would have come next.
@@ -177,6 +180,7 @@ class Tuning:
                 if not math.isfinite(loss):
                     raise TrialPruned
                 trial.set_user_attr("loss", loss)
+                self._on_round(number, rounds, loss)
                 if number == rounds:
                     return loss
                 first, *later = _shares(number, rounds)

@@ -82,7 +82,10 @@ def test_a_trial_that_was_stopped_is_not_the_best(tmp_path):
 
     plainly = tuning()
     search = Lucky(plainly.model, plainly.shops, SETTINGS, seed=0, base="tiny")
-    found = search.run(tmp_path / "tune.db", trials=3)
+    told = []
+    found = search.run(tmp_path / "tune.db", trials=3, on_round=lambda *one: told.append(one))
+    assert [one[:2] for one in told] == [(1, 3), (2, 3), (3, 3)]
+    assert told[-1][2] == found.trials[0].loss
     assert [trial.stopped for trial in found.trials] == [False, True, True]
     assert [trial.number for trial in found.ranking] == [0]
 
