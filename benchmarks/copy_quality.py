@@ -134,7 +134,7 @@ class Bench:
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
             if found["asked"] == asked:
-                return _with(products, found["texts"])
+                return with_texts(products, found["texts"])
         if not make:
             return []
         start = time.perf_counter()
@@ -147,7 +147,7 @@ class Bench:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"asked": asked, "texts": texts}, ensure_ascii=False))
         print(f"{name}.{system}: written in {time.perf_counter() - start:.0f} s", flush=True)
-        return _with(products, texts)
+        return with_texts(products, texts)
 
     def critic(self, name: str) -> Callable[[str], float] | None:
         """The discriminator of the set's GAN, if it is trained."""
@@ -164,7 +164,7 @@ class Bench:
         return Perplexity(str(folder)) if (folder / CARD).is_file() else None
 
 
-def _with(products: Sequence[Copy], texts: Sequence[Sequence[str]]) -> list[Copy]:
+def with_texts(products: Sequence[Copy], texts: Sequence[Sequence[str]]) -> list[Copy]:
     return [
         replace(one, text=some[0] or "-", candidates=tuple(text or "-" for text in some))
         for one, some in zip(products, texts, strict=True)

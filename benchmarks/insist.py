@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from copy_quality import CANDIDATES, Bench, variants
+from copy_quality import CANDIDATES, Bench, variants, with_texts
 
 from handbill.errors import InputError
 from handbill.generator.copies import Copy
@@ -38,11 +38,7 @@ def rows_of(generator: Path, products: Sequence[Copy]) -> dict[str, dict[str, fl
     systems: dict[str, list[Copy]] = {}
     for strength in STRENGTHS:
         written = load_writer(str(generator), insist=strength).write(products, n=CANDIDATES, seed=0)
-        cell = [
-            replace(one, text=some[0] or "-", candidates=tuple(text or "-" for text in some))
-            for one, some in zip(products, written, strict=True)
-        ]
-        made = variants(cell, None)
+        made = variants(with_texts(products, written), None)
         systems |= {f"{strength:g}.drawn": made[""], f"{strength:g}.best": made["_reranked"]}
         print(f"strength {strength:g} written", flush=True)
     systems["human"] = [

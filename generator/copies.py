@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,22 +10,7 @@ from handbill.errors import InputError
 from handbill.generator.prompts import CopyRequest
 from handbill.generator.scenarios import Scenarios
 
-_REQUEST: Final = (
-    *(
-        "title",
-        "description",
-        "category",
-        "brand",
-        "price",
-        "shopper",
-        "recent",
-        "question",
-        "reviews",
-        "scenario",
-        "tone",
-        "language",
-    ),
-)
+_REQUEST: Final = tuple(field.name for field in fields(CopyRequest))
 _KEYS: Final = ("id", "text", "candidates", "reference", "references", "attributes", *_REQUEST)
 
 

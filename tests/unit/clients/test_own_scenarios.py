@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
@@ -18,7 +17,7 @@ from handbill.clients.merchant import Merchant
 from handbill.clients.studies import INVENTED
 from handbill.clients.trainer import Trainer, as_gradients
 from handbill.errors import InputError
-from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
+from handbill.federation.messages import Recipe, Report, Signed, open_signed
 from handbill.generator.artifacts import load_or_create_key
 from handbill.generator.prompts import fit_prompt, render_prompt
 from handbill.generator.scenarios import read_scenarios, shipped
@@ -69,9 +68,8 @@ def shop_folder(tmp_path, shops):
 class Shop:
     """A merchant with scenarios of its own, asked by the server of this file."""
 
-    def __init__(self, home, base, model):
-        self.home, self.base, self.model = home, base, model
-        self.weights = {name: np.zeros(shape, np.float32) for name, shape in model.shapes.items()}
+    def __init__(self, home, model, instruct):
+        self.home, self.model, self.instruct = home, model, instruct
         self.restart()
 
     def restart(self):
@@ -79,21 +77,18 @@ class Shop:
         self.trainer.model_for(self.model.spec)
 
     def ask(self, **given):
-        fields = {"merchant": "shop-a", "run": "run-1", "round": 1, "attempt": 0, "stage": "global"}
-        fields |= {"parent": "", "base_digest": self.base.digest, "spec": self.model.spec}
-        asked = Instruction(**{**fields, "recipe": RECIPE, **given})
-        reply = self.trainer.handle(sign(asked, self.weights, SERVER).to_bytes())
+        reply = self.trainer.handle(self.instruct(SERVER, **{"recipe": RECIPE, **given}))
         key = load_or_create_key(self.home / "keys/signing.key").public_key()
         return reply, open_signed(Signed.from_bytes(reply), key, Report)[0]
 
 
 @pytest.fixture
-def make_shop(make_home, shop_folder, tiny_base, tiny_model):
+def make_shop(make_home, shop_folder, tiny_model, instruct):
     def make(*own, **given):
         folder = shop_folder(*own, **given)
         home = make_home(SERVER.public_key())
         replace(Merchant.load(home), data=str(folder)).save(home)
-        return Shop(home, tiny_base, tiny_model)
+        return Shop(home, tiny_model, instruct)
 
     return make
 

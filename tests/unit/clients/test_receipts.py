@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -12,13 +11,11 @@ from handbill.clients.merchant import LEDGER_FILE, Policy
 from handbill.clients.trainer import Trainer
 from handbill.errors import LedgerError
 from handbill.federation.messages import (
-    Instruction,
     Receipt,
     Recipe,
     Report,
     Signed,
     open_signed,
-    sign,
 )
 from handbill.generator.artifacts import load_or_create_key
 from handbill.privacy.ledger import Ledger
@@ -30,9 +27,8 @@ RECIPE = Recipe(rounds=4, personal_steps=1, expected_users=8)
 class Shop:
     """A merchant, and a server that remembers its ledger's heads."""
 
-    def __init__(self, home, base, model):
-        self.home, self.base, self.model = home, base, model
-        self.weights = {n: np.zeros(s, np.float32) for n, s in model.shapes.items()}
+    def __init__(self, home, model, instruct):
+        self.home, self.model, self.instruct = home, model, instruct
         self.receipt = None
         self.restart()
 
@@ -40,21 +36,9 @@ class Shop:
         self.trainer = Trainer(self.home, model=self.model)
 
     def ask(self, number, *, stage="global", run="run-1", **given):
-        fields = {
-            "merchant": "shop-a",
-            "run": run,
-            "round": number,
-            "attempt": 1,
-            "stage": stage,
-            "parent": "",
-            "base_digest": self.base.digest,
-            "spec": self.model.spec,
-            "recipe": RECIPE,
-            "receipt": self.receipt,
-            **given,
-        }
-        message = sign(Instruction(**fields), {} if stage == "ping" else self.weights, SERVER)
-        reply = Signed.from_bytes(self.trainer.handle(message.to_bytes()))
+        asked = {"round": number, "attempt": 1, "stage": stage, "run": run, "receipt": self.receipt}
+        message = self.instruct(SERVER, **{"recipe": RECIPE, **asked, **given})
+        reply = Signed.from_bytes(self.trainer.handle(message))
         key = load_or_create_key(self.home / "keys/signing.key").public_key()
         return open_signed(reply, key, Report)[0]
 
@@ -89,8 +73,8 @@ class Shop:
 
 
 @pytest.fixture
-def shop(make_home, tiny_base, tiny_model):
-    return Shop(make_home(SERVER.public_key()), tiny_base, tiny_model)
+def shop(make_home, tiny_model, instruct):
+    return Shop(make_home(SERVER.public_key()), tiny_model, instruct)
 
 
 def test_a_receipt_that_is_in_the_ledger_is_remembered_and_shown(shop):

@@ -21,12 +21,10 @@ from handbill.errors import (
 )
 from handbill.federation.messages import (
     AuditHead,
-    Instruction,
     Recipe,
     Report,
     Signed,
     open_signed,
-    sign,
 )
 from handbill.generator.artifacts import load_or_create_key
 from handbill.privacy.ledger import Ledger
@@ -53,28 +51,15 @@ class Power(SecureNoise):
 class Shop:
     """One merchant, asked by the server of this file."""
 
-    def __init__(self, home, base, model):
-        self.home, self.base, self.model = home, base, model
+    def __init__(self, home, model, instruct):
+        self.home, self.model, self.instruct = home, model, instruct
         self.noise = Power()
         self.trainer = Trainer(home, noise=self.noise, model=model)
         self.public_key = load_or_create_key(home / "keys/signing.key").public_key()
-        self.weights = {n: np.zeros(s, np.float32) for n, s in model.shapes.items()}
+        self.weights = None
 
     def message(self, *, key=SERVER, **given):
-        fields = {
-            "merchant": "shop-a",
-            "run": "run-1",
-            "round": 1,
-            "attempt": 0,
-            "stage": "global",
-            "parent": "",
-            "base_digest": self.base.digest,
-            "spec": self.model.spec,
-            "recipe": RECIPE,
-            **given,
-        }
-        tensors = {} if fields["stage"] == "ping" else self.weights
-        return sign(Instruction(**fields), tensors, key).to_bytes()
+        return self.instruct(key, weights=self.weights, **{"recipe": RECIPE, **given})
 
     def ask(self, **given):
         reply = self.trainer.handle(self.message(**given))
@@ -103,10 +88,10 @@ class Shop:
 
 
 @pytest.fixture
-def make_shop(make_home, tiny_base, tiny_model):
+def make_shop(make_home, tiny_model, instruct):
     def make(**policy):
         home = make_home(SERVER.public_key(), **policy)
-        return Shop(home, tiny_base, tiny_model)
+        return Shop(home, tiny_model, instruct)
 
     return make
 
@@ -338,12 +323,12 @@ def test_a_ledger_that_vanished_after_a_release_stops_training(shop):
     assert not (shop.home / LEDGER_FILE).exists()
 
 
-def test_merchants_that_share_a_model_do_not_share_anything_else(make_home, tiny_base, tiny_model):
+def test_merchants_that_share_a_model_do_not_share_anything_else(make_home, tiny_model, instruct):
     shops = [
         Trainer(make_home(SERVER.public_key(), name), model=tiny_model)
         for name in ("shop-a", "shop-b")
     ]
-    first = Shop(shops[0].home, tiny_base, tiny_model)
+    first = Shop(shops[0].home, tiny_model, instruct)
     _, update = first.ask()
     shops[1].handle(first.message(merchant="shop-b"))
     _, again = first.ask(attempt=1)
@@ -383,10 +368,10 @@ def test_a_warm_up_needs_descriptions_and_the_policys_leave(make_shop):
     assert strict.rows() == []
 
 
-def test_bfloat16_by_configuration_trains_and_sends_float32(make_home, tiny_base, tiny_model):
+def test_bfloat16_by_configuration_trains_and_sends_float32(make_home, tiny_model, instruct):
     home = make_home(SERVER.public_key())
     replace(Merchant.load(home), dtype="bfloat16").save(home)
-    shop = Shop(home, tiny_base, tiny_model)
+    shop = Shop(home, tiny_model, instruct)
     shop.trainer = Trainer(home, noise=shop.noise)
     report, update = shop.ask()
     head = shop.trainer.model_for(tiny_model.spec).model.get_output_embeddings().weight

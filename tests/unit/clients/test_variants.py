@@ -14,7 +14,7 @@ from handbill.clients.studies import CopyStudy
 from handbill.clients.trainer import Trainer
 from handbill.clients.variants import Variants
 from handbill.errors import InputError
-from handbill.federation.messages import Instruction, Recipe, sign
+from handbill.federation.messages import Recipe
 from handbill.generator.augment import Augmenter, words_of
 from handbill.generator.prompts import CopyRequest, Example
 from handbill.privacy.events import PrivateSteps
@@ -70,23 +70,6 @@ def anyhow(trainer):
     return trainer
 
 
-def message(trainer, model, **given):
-    fields = {
-        "merchant": "shop-a",
-        "run": "run-1",
-        "round": 1,
-        "attempt": 0,
-        "stage": "global",
-        "parent": "",
-        "base_digest": trainer._base.digest,
-        "spec": model.spec,
-        "recipe": RECIPE,
-        **given,
-    }
-    weights = {n: np.zeros(s, np.float32) for n, s in model.shapes.items()}
-    return sign(Instruction(**fields), weights, SERVER).to_bytes()
-
-
 def spent(trainer):
     """The ledger's events."""
     policy = trainer.policy
@@ -97,12 +80,12 @@ def spent(trainer):
         return [json.loads(row.event) for row in ledger.verify() if row.kind == "reserve"]
 
 
-def test_the_ledger_counts_the_same_with_and_without(trainer, tiny_model):
+def test_the_ledger_counts_the_same_with_and_without(trainer, instruct):
     plain = trainer()
     varied = anyhow(trainer("varied"))
     for one in (plain, varied):
-        one.handle(message(one, tiny_model))
-        one.handle(message(one, tiny_model, round=2, parent="sha256:1"))
+        one.handle(instruct(SERVER, recipe=RECIPE))
+        one.handle(instruct(SERVER, recipe=RECIPE, round=2, parent="sha256:1"))
     assert len(spent(plain)) == 2
     assert spent(plain) == spent(varied)
 
@@ -202,12 +185,12 @@ def test_who_is_measured_on_is_never_varied(trainer, tiny_model):
     assert plain.users.held_out == varied.users.held_out
 
 
-def test_the_warm_up_learns_from_variants_too(trainer, tiny_model):
+def test_the_warm_up_learns_from_variants_too(trainer, instruct):
     recipe = Recipe(warmup_rounds=1, warmup_rows=4, max_prompt_tokens=200)
     made = anyhow(trainer())
     words = {w: (f"x{w}",) for r in made.users.catalogue for w in words_of([r.text])}
     made._variants = Variants(Augmenter(words), share=1.0)
-    made.handle(message(made, tiny_model, stage="warmup", recipe=recipe))
+    made.handle(instruct(SERVER, stage="warmup", recipe=recipe))
     seen = {row.text for row, *_ in made._encoder._encoded}
     assert len(seen - {row.text for row in made.users.catalogue}) == 4
 
