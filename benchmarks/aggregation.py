@@ -2,7 +2,7 @@
 
 ``python benchmarks/aggregation.py`` takes about a minute. An update is 64 MB of float32 in 16 tensors.
 Ours takes one update at a time and checks it (names, shapes, finite, norm); Flower's takes all replies
-of a round at once and checks nothing. Each way is timed five times in turn; peak memory is that of
+of a round at once and checks nothing. Each way is timed eleven times in turn; peak memory is that of
 what is held while the round's updates are added up, the updates themselves included, each way in a process of its own.
 """
 
@@ -27,9 +27,9 @@ RESULT: Final = Path(__file__).parent / "results" / "aggregation.json"
 SHAPES: Final = {f"t{number:02}": (1024, 1024) for number in range(16)}
 UPDATE_BYTES: Final = 4 * 16 * 1024 * 1024
 COUNTS: Final = (8, 32, 128)
-REPEATS: Final = 5
+REPEATS: Final = 11
 NOTES: Final = (
-    "speedup_N: Flower's seconds over ours for N updates that are in memory already, median of five "
+    "speedup_N: Flower's seconds over ours for N updates that are in memory already, median of eleven "
     "turns with their range; both sum in float32. peak_over_update_N: memory that grew while N "
     "updates came and were added, over the size of one; Flower's holds all replies of a round."
 )

@@ -6,21 +6,20 @@ B, so the mean of the B's is exactly the mean of the changes B A.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
 from handbill.errors import InputError, NonFiniteUpdateError, ProtocolError, RoundError
 from handbill.generator.adapters import Tensors
 
-T = TypeVar("T")
 Shapes = dict[str, tuple[int, int]]
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
-_BLOCK: Final = 1 << 18  # numbers
+_BLOCK: Final = 1 << 20  # numbers
 
 
 class MeanAccumulator:
@@ -28,18 +27,29 @@ class MeanAccumulator:
 
     Every merchant weighs the same: a declared number of examples could be any number. Summed in
     float32: n updates are off by at most n * 2^-24 of the largest partial sum, which for hundreds
-    of them is far below the noise in each. Both passes over an update, one that checks and one
-    that adds, run at the speed of memory, which one processor alone does not reach: each has a
-    part of the tensors.
+    of them is far below the noise in each.
+
+    Adding runs at the speed of memory, so an update is read once: a piece is checked and then added
+    while it is in the processor's cache, the pieces spread over all processors, and every other
+    update from its end, where the sum is still in the cache too. An update that turns out bad is
+    subtracted again as far as it was added. That leaves the rounding of two more additions: with no
+    piece that is not finite, and none beyond ``max_norm``, less than what a good update leaves.
     """
 
     def __init__(self, shapes: Shapes, *, max_norm: float) -> None:
         self._shapes, self._max_norm = shapes, max_norm
-        parts = os.cpu_count() or 1
-        by_size = sorted(shapes, key=lambda name: math.prod(shapes[name]))
-        self._parts = [by_size[first::parts] for first in range(parts)]
-        self._threads = ThreadPoolExecutor(parts)
-        self._sum = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        pieces: list[_Piece] = []
+        end = 0
+        for name, shape in shapes.items():
+            first, end = end, end + math.prod(shape)
+            for start in range(first, end, _BLOCK):
+                stop = min(start + _BLOCK, end)
+                pieces.append(_Piece(name, slice(start - first, stop - first), slice(start, stop)))
+        self._size, self._sum = end, np.zeros(0, np.float32)
+        processors = os.cpu_count() or 1
+        self._threads = ThreadPoolExecutor(processors)
+        each = -(-len(pieces) // processors)
+        self._parts = [pieces[start : start + each] for start in range(0, len(pieces), each)]
         self.count = 0
 
     def add(self, update: Tensors) -> None:
@@ -54,30 +64,60 @@ class MeanAccumulator:
         for name, value in update.items():
             if value.shape != self._shapes[name] or value.dtype != np.float32:
                 raise ProtocolError(f"update: {name} is {value.dtype} {value.shape}")
-        square = sum(self._each(lambda name: _square(update[name])))
-        if not np.isfinite(square):
-            raise NonFiniteUpdateError("update holds NaN or infinity")
-        if square > self._max_norm**2:
+        if not self.count:  # one array, for the large pages the system then gives
+            self._sum = np.zeros(self._size, np.float32)
+        flat = {name: value.reshape(-1) for name, value in update.items()}
+        added = list(self._threads.map(lambda part: self._add_part(part, flat), self._parts))
+        square = sum(squares for squares, _ in added)
+        if not square <= self._max_norm**2:
+            for part, (_, count) in zip(self._parts, added, strict=True):
+                for piece in part[:count]:
+                    self._sum[piece.into] -= flat[piece.name][piece.of]
+            if not np.isfinite(square):
+                raise NonFiniteUpdateError("update holds NaN or infinity")
             raise ProtocolError(f"update is larger than this run allows ({self._max_norm:g})")
-        self._each(lambda name: np.add(self._sum[name], update[name], out=self._sum[name]))
+        self._parts = [part[::-1] for part in self._parts]
         self.count += 1
 
-    def _each(self, do: Callable[[str], T]) -> list[T]:
-        """What a call gives for every tensor, on all processors; in no order."""
-        found = self._threads.map(lambda names: [do(name) for name in names], self._parts)
-        return [one for part in found for one in part]
+    def _add_part(self, part: Sequence["_Piece"], flat: Mapping[str, Array]) -> tuple[float, int]:
+        """Add pieces until one is bad; returns the squares of all looked at and how many were added."""
+        square = 0.0
+        for count, piece in enumerate(part):
+            new, total = flat[piece.name][piece.of], self._sum[piece.into]
+            square += _square(new)
+            if not square <= self._max_norm**2:
+                return square, count
+            np.add(total, new, out=total)
+        return square, len(part)
 
     def mean(self) -> Tensors:
-        """The mean of what was added.
+        """The mean of what was added, in the memory of the sum, which begins anew.
 
         Raises:
             RoundError: Nothing was added.
         """
         if not self.count:
             raise RoundError("no update to average")
-        count = np.float32(self.count)
-        means = dict(self._each(lambda name: (name, self._sum[name] / count)))
-        return {name: means[name] for name in self._shapes}
+        mean, count = self._sum, np.float32(self.count)
+        self.count = 0
+
+        def divide(part: Sequence[_Piece]) -> None:
+            for piece in part:
+                np.divide(mean[piece.into], count, out=mean[piece.into])
+
+        list(self._threads.map(divide, self._parts))
+        ends = np.cumsum([math.prod(shape) for shape in self._shapes.values()])
+        parts = np.split(mean, ends[:-1])
+        named = zip(self._shapes.items(), parts, strict=True)
+        return {name: part.reshape(shape) for (name, shape), part in named}
+
+
+class _Piece(NamedTuple):
+    """Some numbers of one tensor, as few as a processor's cache holds, and where they are summed."""
+
+    name: str
+    of: slice
+    into: slice
 
 
 def robust_mean(means: Sequence[Tensors], counts: Sequence[int]) -> Tensors:

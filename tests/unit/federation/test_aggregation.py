@@ -109,6 +109,29 @@ def test_a_bad_update_is_refused_whole_and_the_sum_is_as_before(bad):
         np.testing.assert_array_equal(value, np.float32(3.0))
 
 
+LONG = (3, 500_000)  # several pieces for every processor
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6], ids=["nan", "inf", "too large"])
+@pytest.mark.parametrize("where", [0, 1_499_999, 700_000], ids=["first", "last", "middle"])
+@pytest.mark.parametrize("earlier", [1, 2], ids=["from the start", "from the end"])
+def test_what_was_added_of_a_bad_update_is_taken_back(value, where, earlier):
+    draws = np.random.default_rng(where)
+    good = [draws.standard_normal(LONG, np.float32) for _ in range(earlier)]
+    total = MeanAccumulator({"b": LONG}, max_norm=1e4)
+    for update in good:
+        total.add({"b": update})
+    bad = draws.standard_normal(LONG, np.float32)
+    bad.reshape(-1)[where] = value
+    kept = bad.copy()
+    with pytest.raises(ProtocolError):
+        total.add({"b": bad})
+    np.testing.assert_array_equal(bad, kept)  # whose it is may look at it
+    assert total.count == earlier
+    off = np.abs(total.mean()["b"] - np.mean(good, axis=0, dtype=np.float64))
+    assert off.max() < 20 * 2**-24  # no number here is above 10
+
+
 @pytest.mark.parametrize("bad", ["nan", "inf", "one -inf"])
 def test_what_is_not_finite_is_named_so(bad):
     with pytest.raises(NonFiniteUpdateError):
@@ -125,6 +148,19 @@ def test_the_norm_is_over_all_tensors_and_the_bound_itself_is_allowed():
 def test_the_mean_of_nothing_is_refused():
     with pytest.raises(RoundError):
         accumulator().mean()
+
+
+def test_after_the_mean_a_sum_begins_anew():
+    total = accumulator()
+    total.add(ones(2.0))
+    first = total.mean()
+    with pytest.raises(RoundError):
+        total.mean()
+    total.add(ones(5.0))
+    second = total.mean()
+    for name in SHAPES:
+        np.testing.assert_array_equal(first[name], np.float32(2.0))
+        np.testing.assert_array_equal(second[name], np.float32(5.0))
 
 
 def test_memory_does_not_grow_with_the_number_of_updates():
