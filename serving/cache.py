@@ -6,8 +6,9 @@ rows are always the first ones and nothing is padded. A key of another row is ne
 the mask of a decode step shows each row its own positions only, and what it hides is zero (a
 hidden position weighs nothing, but nothing times NaN is NaN).
 
-Shapes: all layers' keys and values lie in one tensor (layers, rows, positions, 2, heads, head
-size), a position's keys and values side by side, so that one copy writes both.
+Shapes: all layers' keys and values lie in one tensor (layers, rows, 2, heads, positions, head
+size): what a head looks at, its keys or its values at all positions, lies side by side, since they
+are read at every token and written once.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Shape:
 
     def zeros(self, rows: int, positions: int) -> Tensor:
         """Room for rows, all zero."""
-        size = (self.layers, rows, positions, 2, self.heads, self.head_size)
+        size = (self.layers, rows, 2, self.heads, positions, self.head_size)
         return torch.zeros(size, device=self.device, dtype=self.dtype)
 
 
@@ -41,8 +42,8 @@ class View:
 
     Attributes:
         positions: Of the new tokens in their texts, shape (n,).
-        at: Where each layer's new keys and values go, shape (n,).
-        slots: Per layer, shape (places, 2 * heads * head size).
+        at: Where each layer's new keys and values go, shape (n * 2 * heads,).
+        slots: Per layer, shape (places, head size).
         keys: Per layer, shape (rows, heads, seen, head size); the values likewise.
         mask: 0 or minus infinity, added to the scores; None is plainly causal.
         one_each: Each token is a row of its own; else all are of one row.
@@ -61,7 +62,7 @@ class PromptCache:
     """Keys and values of one prompt.
 
     Attributes:
-        kv: Shape (layers, 1, positions, 2, heads, head size).
+        kv: Shape (layers, 1, 2, heads, positions, head size).
         filled: Positions that are run.
     """
 
@@ -77,12 +78,13 @@ class PromptCache:
     def extend(self, count: int) -> View:
         """Run the next ``count`` positions."""
         start, self.filled = self.filled, self.filled + count
-        at = torch.arange(start, self.filled, device=self.kv.device)
+        positions = torch.arange(start, self.filled, device=self.kv.device)
         mask = None
         if start:
             seen = torch.arange(self.filled, device=self.kv.device)
-            mask = _mask(seen[None, :] <= at[:, None], self.kv.dtype)
-        return _view(self.kv, at, at, mask, rows=1, seen=self.filled, one_each=False)
+            mask = _mask(seen[None, :] <= positions[:, None], self.kv.dtype)
+        row = torch.zeros_like(positions)
+        return _view(self.kv, row, positions, mask, rows=1, seen=self.filled, one_each=False)
 
 
 class SlotCache:
@@ -104,7 +106,9 @@ class SlotCache:
         if len(self.lengths) == self._max_rows:
             raise RuntimeError("more rows than the cache has")
         self._grow(prompt.filled)
-        self._kv[:, len(self.lengths), : prompt.filled] = prompt.kv[:, 0, : prompt.filled]
+        self._kv[:, len(self.lengths), ..., : prompt.filled, :] = prompt.kv[
+            :, 0, ..., : prompt.filled, :
+        ]
         self.lengths.append(prompt.filled)
 
     def extend(self, rows: int) -> View:
@@ -114,41 +118,40 @@ class SlotCache:
         self.lengths[:rows] = [length + 1 for length in run]
         seen = max(run) + 1
         self._grow(seen)
-        first = torch.arange(rows, device=self._kv.device) * self._kv.shape[2]
         visible = torch.arange(seen, device=self._kv.device)[None, :] <= positions[:, None]
         mask = _mask(visible, self._kv.dtype)[:, None, None, :]
-        at = first + positions
-        return _view(self._kv, positions, at, mask, rows=rows, seen=seen, one_each=True)
+        each = torch.arange(rows, device=self._kv.device)
+        return _view(self._kv, each, positions, mask, rows=rows, seen=seen, one_each=True)
 
     def copy(self, source: int, target: int, *, start: int) -> None:
         """Give a row what another, of the same length, holds from a position on."""
         stop = self.lengths[source]
-        self._kv[:, target, start:stop] = self._kv[:, source, start:stop]
+        self._kv[:, target, ..., start:stop, :] = self._kv[:, source, ..., start:stop, :]
 
     def swap(self, row: int, other: int) -> None:
         """Let two rows change places."""
         self.lengths[row], self.lengths[other] = self.lengths[other], self.lengths[row]
         stop = max(self.lengths[row], self.lengths[other])
-        self._kv[:, [row, other], :stop] = self._kv[:, [other, row], :stop]
+        self._kv[:, [row, other], ..., :stop, :] = self._kv[:, [other, row], ..., :stop, :]
 
     def remove(self, row: int) -> None:
         """Take a row out; the last row takes its index, and nothing of it is left behind."""
         last, gone = len(self.lengths) - 1, self.lengths[row]
-        self._kv[:, row, :gone] = 0
+        self._kv[:, row, ..., :gone, :] = 0
         length = self.lengths.pop()
         if row != last:
             self.lengths[row] = length
-            self._kv[:, row, :length] = self._kv[:, last, :length]
-            self._kv[:, last, :length] = 0
+            self._kv[:, row, ..., :length, :] = self._kv[:, last, ..., :length, :]
+            self._kv[:, last, ..., :length, :] = 0
 
     def _grow(self, positions: int) -> None:
         if positions > self._max_positions:
             raise RuntimeError("a row is longer than the context")
         old = self._kv
-        if positions > old.shape[2]:
-            more = min(self._max_positions, max(positions, 2 * old.shape[2]))
+        if positions > old.shape[-2]:
+            more = min(self._max_positions, max(positions, 2 * old.shape[-2]))
             self._kv = self._shape.zeros(self._max_rows, more)
-            self._kv[:, :, : old.shape[2]] = old
+            self._kv[..., : old.shape[-2], :] = old
 
 
 def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -158,21 +161,19 @@ def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _view(
     kv: Tensor,
+    row: Tensor,
     positions: Tensor,
-    at: Tensor,
     mask: Tensor | None,
     *,
     rows: int,
     seen: int,
     one_each: bool,
 ) -> View:
-    shown = kv[:, :rows, :seen].transpose(3, 4).transpose(2, 3)  # (layers, rows, heads, seen, 2, d)
-    return View(
-        positions,
-        at,
-        kv.flatten(1, 2).flatten(2).unbind(0),
-        shown[..., 0, :].unbind(0),
-        shown[..., 1, :].unbind(0),
-        mask,
-        one_each,
-    )
+    """The view of one new token in each of the rows ``row``, at these positions."""
+    slots = kv.flatten(1, 4).unbind(0)
+    sides = kv.shape[2] * kv.shape[3]  # keys and values, of every head
+    side = torch.arange(sides, device=kv.device)
+    at = (row[:, None] * sides + side) * kv.shape[4] + positions[:, None]
+    shown = kv[:, :rows, ..., :seen, :]
+    keys, values = shown[:, :, 0].unbind(0), shown[:, :, 1].unbind(0)
+    return View(positions, at.flatten(), slots, keys, values, mask, one_each)

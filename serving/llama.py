@@ -109,7 +109,7 @@ class Llama:
         """
         runs, start = [], 0
         for span in spans:
-            stop = start + span.view.at.shape[0]
+            stop = start + span.view.positions.shape[0]
             runs.append((slice(start, stop), span.changes))
             start = stop
         views = [span.view for span in spans]
@@ -148,7 +148,7 @@ class Llama:
         """Write the tokens' keys and values, and let their queries look: (n, heads * size)."""
         n, size, groups = qkv.shape[0], self._head_size, self.cache_shape.heads
         q, kv = qkv[:, : self._heads * size], qkv[:, self._heads * size :]
-        view.slots[layer].index_copy_(0, view.at, kv)
+        view.slots[layer].index_copy_(0, view.at, kv.reshape(-1, size))
         keys, values = view.keys[layer], view.values[layer]
         if view.one_each:
             # The queries that share a key stand where a text's positions would: no copies.

@@ -51,7 +51,7 @@ class PrefixCache:
         self.hits += 1
         shelf = self._shelves[key.tenant]
         shelf.move_to_end(best)
-        cache.kv[:, :, :count] = shelf[best].kv[:, :, :count]
+        cache.kv[..., :count, :] = shelf[best].kv[..., :count, :]
         cache.filled = count
         return cache
 

@@ -13,9 +13,10 @@ SHAPE = Shape(
 
 def write(view):
     """New keys, and their negatives as values, in every layer; shape (n, heads, size)."""
-    keys = torch.randn(len(view.at), HEADS, SIZE)
+    keys = torch.randn(len(view.positions), HEADS, SIZE)
     for layer, slots in enumerate(view.slots):
-        slots.index_copy_(0, view.at, torch.stack((keys, -keys), 1).flatten(1) * (layer + 1))
+        both = torch.stack((keys, -keys), 1) * (layer + 1)
+        slots.index_copy_(0, view.at, both.view(-1, SIZE))
     return keys
 
 

@@ -17,7 +17,7 @@ def run(cache, key):
     for at in range(cache.filled, len(key.tokens)):
         seed = hash((key[:2], key.tokens[: at + 1])) % 2**32
         draws = torch.Generator().manual_seed(seed)
-        cache.kv[:, :, at] = torch.randn(2, 1, 2, 1, 2, generator=draws)
+        cache.kv[..., at, :] = torch.randn(2, 1, 2, 1, 2, generator=draws)
     cache.filled = len(key.tokens)
     return cache
 
@@ -38,7 +38,7 @@ def test_what_is_found_is_what_would_have_been_run_and_memory_is_bounded(asked, 
         found = cache.start(key)
         assert found.filled < len(key.tokens)
         whole = run(PromptCache(SHAPE, len(key.tokens)), key)
-        assert torch.equal(found.kv[:, :, : found.filled], whole.kv[:, :, : found.filled])
+        assert torch.equal(found.kv[..., : found.filled, :], whole.kv[..., : found.filled, :])
         cache.keep(key, run(found, key))
         held = [entry for shelf in cache._shelves.values() for entry in shelf.values()]
         assert cache.size_bytes == sum(entry.kv.nbytes for entry in held)
