@@ -81,9 +81,11 @@ def run(
     if as_json:
         typer.echo(json.dumps({**facts, "folder": str(out)}, indent=2, ensure_ascii=False))
         return
-    table = Table("", *(_SHOWN))
-    for name, row in rows.items():
-        table.add_row(Text(name), *(_number(row[metric]) for metric in _SHOWN))
+    table = Table("")
+    for name in rows:
+        table.add_column(Text(name))
+    for metric in _SHOWN:
+        table.add_row(metric, *(_number(row[metric]) for row in rows.values()))
     Console(highlight=False).print(table)
     typer.echo(f"all measures: {out / 'table.md'}")
     if len(systems) > 1:

@@ -41,8 +41,8 @@ def write_result(
             file for several inputs of the same benchmark.
     """
     old: dict[str, Any] = json.loads(path.read_text()) if merge and path.is_file() else {}
-    inputs = {row.get("input") for row in table}
-    kept = [row for row in old.get("table", []) if row.get("input") not in inputs]
+    told = {(row.get("input"), row.get("system")) for row in table}
+    kept = [r for r in old.get("table", []) if (r.get("input"), r.get("system")) not in told]
     commands = [c for c in str(old.get("command", "")).split(" ; ") if c and c != command]
     result = {
         "name": path.stem,

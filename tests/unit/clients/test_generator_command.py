@@ -55,7 +55,8 @@ def test_copy_is_learnt_from_written_chosen_and_measured(tmp_path, handbill):
     )
     parts = json.loads(told.splitlines()[0])["ranked"][0]["parts"]
     assert 0 < parts["critic"] < 1
-    handbill("evaluate", "run", chosen, "--out", tmp_path / "table")
+    told = handbill("evaluate", "run", chosen, "--out", tmp_path / "table")
+    assert all(metric in told for metric in ("self_bleu", "perplexity", "unsupported"))  # none cut
     assert "coverage" in json.loads((tmp_path / "table" / "table.json").read_text())["metrics"]
 
 
