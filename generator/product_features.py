@@ -107,9 +107,10 @@ def base_embeddings(base: BaseModel) -> Embed:
 
     def table() -> Matrix:
         for file in sorted(base.path.glob("*.safetensors")):
-            with safe_open(file, framework="numpy") as weights:
+            with safe_open(file, framework="pt") as weights:  # numpy has no bfloat16
                 if _EMBEDDINGS in weights.keys():  # noqa: SIM118 - safe_open is no mapping
-                    return np.asarray(weights.get_tensor(_EMBEDDINGS), np.float32)
+                    rows: Matrix = weights.get_tensor(_EMBEDDINGS).float().numpy()
+                    return rows
         raise MissingError(f"{base.path}: holds no {_EMBEDDINGS}; this base model embeds no titles")
 
     def embed(texts: Sequence[str]) -> Matrix:

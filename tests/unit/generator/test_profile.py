@@ -1,9 +1,11 @@
 """Facts, lessons, tags and recommendations: from a shopper's own deeds, and the reasons are true."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from handbill.errors import InputError
 from handbill.generator.behaviour import Deed, Product, Shopper, facts_of, lessons
@@ -47,6 +49,18 @@ def model():
 @pytest.fixture(scope="module")
 def features(tiny_base):
     return product_features(PRODUCTS, embed=base_embeddings(tiny_base))
+
+
+def test_a_base_model_in_half_precision_embeds_the_same(tiny_base, tmp_path):
+    half = shutil.copytree(tiny_base.path, tmp_path / "half")
+    for file in half.glob("*.safetensors"):
+        save_file({name: t.bfloat16() for name, t in load_file(file).items()}, file)
+    titles = [product.title for product in PRODUCTS]
+    whole, found = (
+        base_embeddings(replace(tiny_base, path=p))(titles) for p in (tiny_base.path, half)
+    )
+    assert found.any()
+    np.testing.assert_allclose(found, whole, rtol=0, atol=2**-7 * np.abs(whole).max())
 
 
 def test_a_lesson_knows_the_shopper_before_it_and_never_the_deed_itself():
