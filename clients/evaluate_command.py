@@ -92,6 +92,50 @@ def run(
         typer.echo(f"for raters: {out / 'ratings.csv'} (keep {out / 'key.json'} from them)")
 
 
+@evaluate_app.command("fairness")
+def fairness_command(
+    file: Annotated[Path, typer.Argument(help="Copy as JSON lines, each with its `group`.")],
+    *,
+    min_group: Annotated[
+        int, typer.Option(min=2, help="Pieces below which a group is not compared.")
+    ] = 20,
+    sentiment: SentimentFile = None,
+    seed: Annotated[int, typer.Option(help="Of the permutation test.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the copy of groups of shoppers: which measures differ by more than chance."""
+    from handbill.generator.copies import read_copies
+    from handbill.generator.fairness import MEASURES, fairness
+    from handbill.generator.sentiment import SentimentModel
+
+    found = fairness(
+        read_copies(file),
+        least=min_group,
+        seed=seed,
+        sentiment=SentimentModel.load(sentiment) if sentiment else None,
+    )
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        return
+    table = Table("")
+    for name, pieces in found.groups.items():
+        table.add_column(Text(f"{name}\n{pieces} pieces"))
+    table.add_column("furthest\napart")
+    table.add_column("p")
+    for name, one in found.measures.items():
+        means = (_number(one.means[group]) for group in found.groups)
+        table.add_row(name, *means, _number(one.difference), _number(one.p))
+    Console(highlight=False).print(table)
+    if found.small:
+        told = ", ".join(f"{name} ({pieces})" for name, pieces in found.small.items())
+        typer.echo(f"not compared, below {min_group} pieces: {told}")
+    differ = [name for name, one in found.measures.items() if one.p is not None and one.p < 0.05]
+    for name in differ:
+        typer.echo(f"differs by more than chance (p < 0.05): {name}, {MEASURES[name]}")
+    if not differ:
+        typer.echo("no measure differs by more than chance (p < 0.05, corrected for all of them)")
+
+
 @evaluate_app.command("agreement")
 def agreement(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `run` wrote.")],

@@ -11,7 +11,16 @@ from handbill.generator.prompts import CopyRequest
 from handbill.generator.scenarios import Scenarios
 
 _REQUEST: Final = tuple(field.name for field in fields(CopyRequest))
-_KEYS: Final = ("id", "text", "candidates", "reference", "references", "attributes", *_REQUEST)
+_KEYS: Final = (
+    "id",
+    "text",
+    "candidates",
+    "reference",
+    "references",
+    "attributes",
+    "group",
+    *_REQUEST,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +33,7 @@ class Copy:
         candidates: Several pieces for the same request.
         references: What people wrote for the same request.
         attributes: Name and value of the product's facts, such as (材质, 棉); names may repeat.
+        group: Of shoppers whom it was written for, to compare groups; no prompt has it.
     """
 
     id: str
@@ -32,6 +42,7 @@ class Copy:
     candidates: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     attributes: tuple[tuple[str, str], ...] = ()
+    group: str = ""
 
     @property
     def product(self) -> CopyRequest:
@@ -148,6 +159,7 @@ def copy_of(
         candidates=candidates,
         references=references,
         attributes=_attributes(fields.get("attributes", []), where),
+        group=text("group"),
     )
 
 
