@@ -32,8 +32,10 @@ class MeanAccumulator:
     Adding runs at the speed of memory, so an update is read once: a piece is checked and then added
     while it is in the processor's cache, the pieces spread over all processors, and every other
     update from its end, where the sum is still in the cache too. An update that turns out bad is
-    subtracted again as far as it was added. That leaves the rounding of two more additions: with no
-    piece that is not finite, and none beyond ``max_norm``, less than what a good update leaves.
+    subtracted again as far as it was added, which is never more than ``max_norm`` and always finite.
+    What that leaves is the rounding of two additions, at most 2^-23 of the sum and the bad update at
+    each number: with a ``max_norm`` far above honest updates more than they leave themselves, and
+    millions of times less than the same update could have done by being let in.
     """
 
     def __init__(self, shapes: Shapes, *, max_norm: float) -> None:

@@ -38,7 +38,7 @@ def write_result(
         table: Rows for people.
         notes: What a reader must know.
         merge: Keep metrics and rows of the file that is there and are not written now: one
-            file for several inputs of the same benchmark.
+            file for several inputs and systems of the same benchmark.
     """
     old: dict[str, Any] = json.loads(path.read_text()) if merge and path.is_file() else {}
     told = {(row.get("input"), row.get("system")) for row in table}

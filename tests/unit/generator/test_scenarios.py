@@ -97,7 +97,7 @@ def test_a_share_of_cotton_is_no_discount():
 
 
 def test_a_long_text_with_few_hashtags_is_read_at_once():
-    rules("#linen#summer#dress" + "x" * 20_000, "social_post")  # once it took hours
+    rules("#linen#summer#dress" + "x" * 20_000, "social_post")  # once 900 characters took 38 s
 
 
 def test_an_answer_may_promise_in_the_words_of_the_product_only():
