@@ -2,7 +2,7 @@
 
 The words come from :mod:`handbill.generator.scenarios`, for training and serving alike. Everything a
 tenant or a shopper wrote is tokenised with special tokens switched off, so no text can open or close a
-turn of the conversation: only this module writes the markers.
+turn of the conversation: only this module and a base model's chat template write the markers.
 """
 
 import re
@@ -12,6 +12,13 @@ from functools import lru_cache
 from typing import Any, Final
 
 from handbill.errors import InputError
+from handbill.generator.chat_frames import (
+    chat_frame,
+    fill,
+    is_chatml,
+    takes_system,
+    without_system,
+)
 from handbill.generator.scenarios import Scenarios, shipped
 
 TURN_START: Final = "<|im_start|>"
@@ -184,22 +191,64 @@ def render_chat(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> list[int
     """Token ids of a conversation, up to where the assistant's answer starts.
 
     Args:
-        tokenizer: A Hugging Face tokenizer. Vocabularies without chat markers get plain
+        tokenizer: A Hugging Face tokenizer. What stands around the messages is its chat template's.
+            ChatML is written without the system message that some of its templates add, and also where
+            there are its markers and no template. Other vocabularies without a template get plain
             paragraphs headed by the role.
-        messages: Pairs (role, text); roles are ``system``, ``user`` and ``assistant``.
+        messages: Pairs (role, text); roles are ``system``, ``user`` and ``assistant``. Where the
+            template refuses a system message, the user's first begins with its text.
+
+    Raises:
+        InputError: The template refuses the conversation, or loses or changes a message.
     """
+    templated = bool(getattr(tokenizer, "chat_template", None))
     start = tokenizer.convert_tokens_to_ids(TURN_START)
     has_markers = isinstance(start, int) and start >= 0 and start != tokenizer.unk_token_id
+    if templated and not (has_markers and is_chatml(tokenizer, TURN_START, TURN_END)):
+        return _render_template(tokenizer, messages)
     ids: list[int] = []
     for role, text in messages:
         if has_markers:
-            ids += [start, *plain_ids(tokenizer, f"{role}\n{text}"), turn_end_id(tokenizer)]
-            ids += plain_ids(tokenizer, "\n")
+            ids += [start, *_later_ids(tokenizer, f"{role}\n{text}"), turn_end_id(tokenizer)]
+            ids += _later_ids(tokenizer, "\n")
         else:
             ids += plain_ids(tokenizer, f"{role}: {text}\n\n")
     if has_markers:
-        return [*ids, start, *plain_ids(tokenizer, "assistant\n")]
+        return [*ids, start, *_later_ids(tokenizer, "assistant\n")]
     return ids + plain_ids(tokenizer, "assistant:")
+
+
+def _render_template(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> list[int]:
+    if not takes_system(tokenizer):
+        messages = without_system(messages)
+    ids: list[int] = []
+    for piece in chat_frame(tokenizer, tuple(role for role, _ in messages)):
+        if isinstance(piece, int):
+            ids.append(piece)
+        # A message and the template's words beside it are one text, as they were in the model's training.
+        elif text := fill(piece, messages):
+            ids += _later_ids(tokenizer, text) if ids else plain_ids(tokenizer, text)
+    return ids
+
+
+def _later_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of text behind a marker, where some vocabularies add no space as they do at the start."""
+    if _spaces_start(tokenizer):
+        # No token of such a vocabulary joins a line's end to what follows.
+        line_end = plain_ids(tokenizer, "\n")
+        ids = plain_ids(tokenizer, f"\n{text}")
+        if ids[: len(line_end)] == line_end:
+            return ids[len(line_end) :]
+    return plain_ids(tokenizer, text)
+
+
+@lru_cache(maxsize=8)
+def _spaces_start(tokenizer: Any) -> bool:
+    for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
+        if token.special and not token.rstrip:
+            ids = tokenizer(f"{token.content}a", add_special_tokens=False)["input_ids"]
+            return bool(ids != [number, *plain_ids(tokenizer, "a")])
+    return False
 
 
 def fit_prompt(
