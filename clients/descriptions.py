@@ -33,7 +33,7 @@ KEYS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "rows": (("user", "item", "text"), ROW_FIELDS),
     "products": (("item",), PRODUCT_FIELDS),
     "shoppers": (("user", "shopper"), ()),
-    "events": (("user", "item", "kind"), ("time",)),
+    "events": (("user", "item", "kind"), ("time", "search", "rating")),
     "published": (("text",), ("item", *PRODUCT_FIELDS, "tone", "language")),
 }
 # Section -> what stands in it: ``shopper`` is learnt from with noise and per shopper only,
