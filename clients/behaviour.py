@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from handbill.clients.descriptions import ShopInfo, ShopSource
-from handbill.clients.reading import Outcome, ShopReader
+from handbill.clients.reading import Outcome, ShopReader, description_of
 from handbill.clients.spool import Spool
 from handbill.generator.behaviour import (
     TERMS,
@@ -87,7 +87,7 @@ def read_behaviour(source: ShopSource) -> Behaviour:
         reader = ShopReader(source, spool)
         for outcome in reader.outcomes():
             gathered.add(outcome, reader)
-        catalogue = tuple(_product(item, fields) for item, fields in reader.products())
+        catalogue = tuple(_product(item, fields, source.info) for item, fields in reader.products())
     return gathered.close(catalogue)
 
 
@@ -126,7 +126,8 @@ class _Gathered:
                 searches = self._searches.setdefault(outcome.user, [])
                 searches.append((self._when(outcome), outcome.search))
             else:
-                product = _product(outcome.item, reader.known("products", outcome.item))
+                known = reader.known("products", outcome.item)
+                product = _product(outcome.item, known, self._info)
                 low = self._is_low(outcome.rating)
                 took = outcome.event in _TOOK or (outcome.rating is not None and not low)
                 self._put(outcome.user, product, self._when(outcome), took=took, low=low)
@@ -179,6 +180,7 @@ def _words(text: str) -> tuple[str, ...]:
     return telling_words(_MASK.sub(" ", text))
 
 
-def _product(item: str, fields: Mapping[str, str]) -> Product:
-    names = ("title", "description", "category", "brand", "price")
-    return Product(id=item, **{name: fields.get(name, "") for name in names})
+def _product(item: str, fields: Mapping[str, str], info: ShopInfo) -> Product:
+    names = ("title", "category", "brand", "price")
+    known = {name: fields.get(name, "") for name in names}
+    return Product(id=item, description=description_of(fields, info), **known)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from handbill.clients.cleaning import EVENT_KINDS, clean_cells, moment_of, month_of
-from handbill.clients.descriptions import KEYS, ShopSource, TableSpec
+from handbill.clients.descriptions import ATTRIBUTE, KEYS, ShopInfo, ShopSource, TableSpec
 from handbill.clients.rejects import Reject
 from handbill.clients.spool import Spool
 from handbill.clients.tables import Record
@@ -232,8 +232,23 @@ class ShopReader:
     def _example(self, cells: dict[str, str], scenario: str) -> Example:
         user, item, text = (cells.pop(name) for name in ("user", "item", "text"))
         language = cells.pop("language", "") or self.source.info.language
-        request = CopyRequest(**cells, language=language, scenario=scenario)
+        described = description_of(cells, self.source.info, language=language)
+        fields = {key: value for key, value in cells.items() if not key.startswith(ATTRIBUTE)}
+        fields["description"] = described
+        request = CopyRequest(**fields, language=language, scenario=scenario)
         return Example(user=user, item=item, request=request, text=text)
+
+
+def description_of(fields: Mapping[str, str], info: ShopInfo, *, language: str = "") -> str:
+    """A product's description and attributes as the service puts them into a prompt."""
+    attributes = {
+        key.removeprefix(ATTRIBUTE): value
+        for key, value in fields.items()
+        if key.startswith(ATTRIBUTE) and value
+    }
+    return info.scenarios.described(
+        fields.get("description", ""), attributes, language=language or info.language
+    )
 
 
 def _filled(table: str) -> tuple[str, ...]:
