@@ -1,24 +1,36 @@
 """What a shop's shoppers did with its products: rows and events, one history a shopper.
 
-A product is liked that was put into a cart, among favourites or bought, or that a row of the shop's is
-about, unless the shopper rated it low. One that was only looked at was passed over.
+A product is liked that was put into a cart, among favourites or bought, rated high, or that a row of the
+shop's is about, unless the shopper rated it low. One that was only looked at was passed over. What was
+searched for is of no product: its words are kept beside what a shopper did.
 """
 
 import hashlib
+import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from handbill.clients.descriptions import ShopInfo, ShopSource
-from handbill.clients.reading import Outcome, ShopReader
+from handbill.clients.reading import Outcome, ShopReader, description_of
 from handbill.clients.spool import Spool
-from handbill.generator.behaviour import Deed, Product, Shopper, lessons, telling_words
+from handbill.generator.behaviour import (
+    TERMS,
+    Deed,
+    Product,
+    Search,
+    Shopper,
+    lessons,
+    telling_words,
+)
 from handbill.generator.interest_spec import Seen
 
 OFFERED: Final = 2  # products of the catalogue that stand for passed over, for each that was liked
 _TOOK: Final = frozenset({"cart", "favourite", "purchase"})
-_PASSED: Final = frozenset({"view"})
 _INTERESTS: Final = 12  # words of a shopper's interests that count
+# Stands in the place of personal data, and is nobody's interest.
+_MASK: Final = re.compile(r"\[(?:email|phone|id_card|bank_card|address)\]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +87,12 @@ def read_behaviour(source: ShopSource) -> Behaviour:
         reader = ShopReader(source, spool)
         for outcome in reader.outcomes():
             gathered.add(outcome, reader)
-        catalogue = tuple(_product(item, fields) for item, fields in reader.products())
+        catalogue = tuple(_product(item, fields, source.info) for item, fields in reader.products())
     return gathered.close(catalogue)
+
+
+# When something was done: its time, then the order in which it was read, for those of one time or none.
+_When = tuple[float, int]
 
 
 class _Gathered:
@@ -84,14 +100,16 @@ class _Gathered:
 
     def __init__(self, info: ShopInfo) -> None:
         self._info = info
-        self._deeds: dict[str, dict[str, tuple[float, bool, bool, Product]]] = {}
+        self._deeds: dict[str, dict[str, tuple[_When, bool, bool, Product]]] = {}
+        self._searches: dict[str, list[tuple[_When, str]]] = {}
+        self._came = 0
         self._met: dict[str, Product] = {}
         self._interests: dict[str, str] = {}
 
     def add(self, outcome: Outcome, reader: ShopReader) -> None:
         if outcome.table == "rows" and outcome.example:
             row = outcome.example
-            high = outcome.rating is None or outcome.rating >= self._info.liked_from
+            low = self._is_low(outcome.rating)
             asked = row.request
             product = Product(
                 id=row.item,
@@ -101,16 +119,30 @@ class _Gathered:
                 brand=asked.brand,
                 price=asked.price,
             )
-            self._put(row.user, product, outcome.at, took=high, low=not high)
+            self._put(row.user, product, self._when(outcome), took=not low, low=low)
             self._interests[row.user] = asked.shopper
-        elif outcome.event in _TOOK | _PASSED:
-            product = _product(outcome.item, reader.known("products", outcome.item))
-            self._put(outcome.user, product, outcome.at, took=outcome.event in _TOOK, low=False)
+        elif outcome.event:
+            if outcome.event == "search":
+                searches = self._searches.setdefault(outcome.user, [])
+                searches.append((self._when(outcome), outcome.search))
+            else:
+                known = reader.known("products", outcome.item)
+                product = _product(outcome.item, known, self._info)
+                low = self._is_low(outcome.rating)
+                took = outcome.event in _TOOK or (outcome.rating is not None and not low)
+                self._put(outcome.user, product, self._when(outcome), took=took, low=low)
             if outcome.user not in self._interests:
                 said = reader.known("shoppers", outcome.user).get("shopper", "")
                 self._interests[outcome.user] = said
 
-    def _put(self, user: str, product: Product, at: float, *, took: bool, low: bool) -> None:
+    def _is_low(self, rating: float | None) -> bool:
+        return rating is not None and rating < self._info.liked_from
+
+    def _when(self, outcome: Outcome) -> _When:
+        self._came += 1
+        return outcome.at, self._came
+
+    def _put(self, user: str, product: Product, at: _When, *, took: bool, low: bool) -> None:
         known = self._met.setdefault(product.id, product)
         # What a shopper is learnt with is of this shopper's rows and of the catalogue alone: another
         # shopper's row may describe the product in other words.
@@ -121,13 +153,19 @@ class _Gathered:
 
     def close(self, catalogue: tuple[Product, ...]) -> Behaviour:
         shoppers = {}
-        for user, deeds in self._deeds.items():
-            ordered = sorted(deeds.items(), key=lambda deed: deed[1][0])  # stable: as they came
+        for user in dict.fromkeys((*self._deeds, *self._searches)):
+            ordered = sorted(self._deeds.get(user, {}).values(), key=lambda deed: deed[0])
+            times = [when for when, *_ in ordered]
             shoppers[user] = Shopper(
                 interests=interest_words(self._interests.get(user, "")),
                 past=tuple(
                     Deed(product=product, liked=took and not low)
-                    for _, (_, took, low, product) in ordered
+                    for _, took, low, product in ordered
+                ),
+                searches=tuple(
+                    Search(words=words, after=bisect_left(times, when))
+                    for when, text in sorted(self._searches.get(user, ()))
+                    if (words := _words(text)[:TERMS])
                 ),
             )
         return Behaviour(shoppers=shoppers, catalogue=catalogue, met=self._met)
@@ -135,9 +173,14 @@ class _Gathered:
 
 def interest_words(text: str) -> tuple[str, ...]:
     """The first words of a shopper's interests, each once."""
-    return telling_words(text)[:_INTERESTS]
+    return _words(text)[:_INTERESTS]
 
 
-def _product(item: str, fields: Mapping[str, str]) -> Product:
-    names = ("title", "description", "category", "brand", "price")
-    return Product(id=item, **{name: fields.get(name, "") for name in names})
+def _words(text: str) -> tuple[str, ...]:
+    return telling_words(_MASK.sub(" ", text))
+
+
+def _product(item: str, fields: Mapping[str, str], info: ShopInfo) -> Product:
+    names = ("title", "category", "brand", "price")
+    known = {name: fields.get(name, "") for name in names}
+    return Product(id=item, description=description_of(fields, info), **known)

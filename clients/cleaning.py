@@ -48,14 +48,14 @@ _MILLISECONDS_FROM: Final = 1e11  # as seconds it would be the year 5138
 # An amount with at most a short currency name or sign on one side: 12.50, £12.50, 12,50 EUR.
 # No sign and no exponent fits, so negative, NaN and infinite prices do not.
 _PRICE: Final = re.compile(r"[^\d\s.,+-]{0,4}\s?\d+(?:[.,]\d+)*\s?[^\d\s.,+-]{0,4}")
-_RATING: Final = re.compile(r"-?\d{1,6}(\.\d+)?")
+RATING: Final = re.compile(r"-?\d{1,6}(\.\d+)?")
 # Field -> what its cells must look like, and what is said of one that does not.
 _FORMS: Final = {
     "price": (
         _PRICE,
         "not a price (negative, not a number, or more than an amount and a currency)",
     ),
-    "rating": (_RATING, "not a rating (a number)"),
+    "rating": (RATING, "not a rating (a number)"),
     "language": (LANGUAGE, "not a language tag such as en or zh"),
 }
 

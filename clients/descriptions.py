@@ -28,12 +28,15 @@ LANGUAGE: Final = re.compile(r"[a-zA-Z]{2,3}(-[a-zA-Z0-9]{2,8})*")
 PRODUCT_FIELDS: Final = ("title", "description", "category", "brand", "price")
 ROW_FIELDS: Final = (*PRODUCT_FIELDS, "shopper", "tone", "language", "time", "rating")
 
+# What stands before an attribute's name where products' fields are named.
+ATTRIBUTE: Final = "attributes."
+
 # Section -> (columns that must be named, columns that may be named).
 KEYS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "rows": (("user", "item", "text"), ROW_FIELDS),
-    "products": (("item",), PRODUCT_FIELDS),
+    "products": (("item",), (*PRODUCT_FIELDS, "attributes")),
     "shoppers": (("user", "shopper"), ()),
-    "events": (("user", "item", "kind"), ("time",)),
+    "events": (("user", "item", "kind"), ("time", "search", "rating")),
     "published": (("text",), ("item", *PRODUCT_FIELDS, "tone", "language")),
 }
 # Section -> what stands in it: ``shopper`` is learnt from with noise and per shopper only,
@@ -303,12 +306,14 @@ def _spec(
     columns = {
         key: text_of(path, f"{name}.{key}", section_of[key])
         for key in (*must, *may)
-        if key in section_of
+        if key in section_of and key != "attributes"
     }
+    named = _texts(path, f"{name}.attributes", section_of.get("attributes", {}))
+    columns |= {f"{ATTRIBUTE}{attribute}": column for attribute, column in named.items()}
     wanted = {f"{name}.{key}": column for key, column in columns.items()}
     there = table.columns()
     shared = {c: value for c, value in (where or {}).items() if name == "rows" or c in there}
-    kept = _filters(path, f"{name}.where", section_of.get("where", {})) | shared
+    kept = _texts(path, f"{name}.where", section_of.get("where", {})) | shared
     wanted |= {f"{name}.where": column for column in kept}
     for key, column in wanted.items():
         if column not in there:
@@ -332,7 +337,7 @@ def _own_scenarios(path: Path, name: str) -> Scenarios:
     return own
 
 
-def _filters(path: Path, key: str, table: Any) -> dict[str, str]:
+def _texts(path: Path, key: str, table: Any) -> dict[str, str]:
     if not isinstance(table, dict):
-        raise InputError(f'{path}: {key} must be a table such as {{ column = "value" }}')
-    return {column: text_of(path, f"{key}.{column}", value) for column, value in table.items()}
+        raise InputError(f'{path}: {key} must be a table such as {{ name = "text" }}')
+    return {name: text_of(path, f"{key}.{name}", value) for name, value in table.items()}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from handbill.clients.cleaning import EVENT_KINDS, MAX_ID_CHARS, month_of
+from handbill.clients.cleaning import EVENT_KINDS, MAX_ID_CHARS, RATING, month_of
 from handbill.clients.descriptions import KEYS, LANGUAGE
 from handbill.clients.tables import NESTED, Record
 from handbill.generator.segmentation import han_share
@@ -140,6 +140,14 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
         ),
         *("行为", "行为类型", "事件", "事件类型", "动作"),
     ),
+    "search": (
+        *("query", "search_term", "search_query", "search", "search_text", "keyword", "keywords"),
+        *("搜索词", "搜索", "搜索内容", "查询词", "关键词"),
+    ),
+    "rating": (
+        *("rating", "stars", "star_rating", "score", "overall", "rate"),
+        *("评分", "星级", "打分", "分数"),
+    ),
 }
 # Copy under such a name is the shop's own; reviews and comments are shoppers' words and need noise.
 SHOPS_OWN: Final = frozenset({"copy", "ad_copy", "ad_text", "文案", "广告语", "推荐语", "推荐理由"})
@@ -164,7 +172,7 @@ class Column:
         different: Different values over filled cells.
         chars: Median length.
         spaced: Share of values with white space or a mark between words, or in Chinese.
-        ids, prices, times, kinds, languages: Share of values that could be one.
+        ids, prices, times, kinds, ratings, languages: Share of values that could be one.
         han: Mean share of Chinese among letters.
     """
 
@@ -177,6 +185,7 @@ class Column:
     prices: float = 0.0
     times: float = 0.0
     kinds: float = 0.0
+    ratings: float = 0.0
     languages: float = 0.0
     han: float = 0.0
 
@@ -233,6 +242,7 @@ def _column(name: str, cells: list[str], records: int) -> Column:
         prices=share(sum(bool(_AMOUNT.fullmatch(cell)) for cell in cells)),
         times=share(sum(_is_dated(cell) for cell in cells)),
         kinds=share(sum(cell.lower() in EVENT_KINDS for cell in cells)),
+        ratings=share(sum(bool(RATING.fullmatch(cell)) for cell in cells)),
         languages=share(sum(len(cell) <= 11 and bool(LANGUAGE.fullmatch(cell)) for cell in cells)),
         han=statistics.fmean(map(han_share, cells)),
     )
@@ -300,6 +310,7 @@ def _fit(role: str, c: Column) -> tuple[float, list[str]]:
     ids = c.ids * c.filled * (0.3 if c.chars > 2 * _LONG else 1.0), f"{c.ids:.0%} look like ids"
     fits, why = {
         "kind": (c.kinds, f"{c.kinds:.0%} kinds of event"),
+        "rating": (c.ratings, f"{c.ratings:.0%} numbers"),
         "price": (c.prices if c.times < 0.5 else 0.0, f"{c.prices:.0%} prices"),
         "time": (c.times, f"{c.times:.0%} times"),
         "language": (

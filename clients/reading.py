@@ -6,12 +6,12 @@ prints or logs what a record holds.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from handbill.clients.cleaning import EVENT_KINDS, clean_cells, moment_of, month_of
-from handbill.clients.descriptions import KEYS, ShopSource, TableSpec
+from handbill.clients.descriptions import ATTRIBUTE, KEYS, ShopInfo, ShopSource, TableSpec
 from handbill.clients.rejects import Reject
 from handbill.clients.spool import Spool
 from handbill.clients.tables import Record
@@ -19,6 +19,8 @@ from handbill.generator.prompts import CopyRequest, Example
 
 # Side table -> the field that rows point at it by.
 SIDES: Final = {"products": "item", "shoppers": "user"}
+# What an event must have beside its shopper and kind; other kinds are of a product.
+_EVENT_NEEDS: Final = {"search": ("search",), "rating": ("item", "rating")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,8 @@ class Outcome:
         user: Whose event, as ``example.user`` is whose row.
         item: Of what.
         at: When, in seconds since 1970; 0 when that is not known.
-        rating: What the row's shopper gave the product, where that is known.
+        rating: What the shopper gave the product, in a row or an event, where that is known.
+        search: What the shopper searched for.
     """
 
     table: str
@@ -46,6 +49,7 @@ class Outcome:
     item: str = field(default="", repr=False)
     at: float = field(default=0.0, repr=False)
     rating: float | None = field(default=None, repr=False)
+    search: str = field(default="", repr=False)
 
 
 class ShopReader:
@@ -185,21 +189,22 @@ class ShopReader:
         spec = self._specs["events"]
         for record, cells, cell_problem in self._cleaned("events"):
             problem = cell_problem
-            for table, key in SIDES.items():
-                if not problem and table in self._specs:
-                    problem = self._unknown(table, cells[key], spec.columns[key])
-            if problem:
-                yield self._set_aside("events", record, problem)
-            else:
-                time = cells.get("time", "")
-                yield Outcome(
-                    table="events",
-                    event=EVENT_KINDS[cells["kind"].lower()],
-                    month=month_of(time),
-                    user=cells["user"],
-                    item=cells["item"],
-                    at=_seconds(time),
-                )
+            if not problem:
+                event = _event(cells)
+                problem = _lacking(event.event, cells, spec.columns)
+                for table, key in (("products", event.item), ("shoppers", event.user)):
+                    if not problem and key and table in self._specs:
+                        problem = self._unknown(table, key, spec.columns[SIDES[table]])
+            if not problem:
+                # At the same moment it is the same deed, sent twice; at another it was done again.
+                what = (event.event, event.user, event.item, event.search)
+                row = ("events", *what, str(event.rating), str(event.at))
+                first = self._spool.first_seen(row, record.line)
+                if first == record.line:
+                    yield event
+                    continue
+                problem = f"the same row as line {first}"
+            yield self._set_aside("events", record, problem)
 
     def _join(self, table: str, cells: dict[str, str]) -> str:
         """Fill in what the side tables know; a row's own cells come first."""
@@ -227,13 +232,56 @@ class ShopReader:
     def _example(self, cells: dict[str, str], scenario: str) -> Example:
         user, item, text = (cells.pop(name) for name in ("user", "item", "text"))
         language = cells.pop("language", "") or self.source.info.language
-        request = CopyRequest(**cells, language=language, scenario=scenario)
+        described = description_of(cells, self.source.info, language=language)
+        fields = {key: value for key, value in cells.items() if not key.startswith(ATTRIBUTE)}
+        fields["description"] = described
+        request = CopyRequest(**fields, language=language, scenario=scenario)
         return Example(user=user, item=item, request=request, text=text)
+
+
+def description_of(fields: Mapping[str, str], info: ShopInfo, *, language: str = "") -> str:
+    """A product's description and attributes as the service puts them into a prompt."""
+    attributes = {
+        key.removeprefix(ATTRIBUTE): value
+        for key, value in fields.items()
+        if key.startswith(ATTRIBUTE) and value
+    }
+    return info.scenarios.described(
+        fields.get("description", ""), attributes, language=language or info.language
+    )
 
 
 def _filled(table: str) -> tuple[str, ...]:
     """Fields whose cells may not be empty; of a side table only its key."""
+    if table == "events":  # what else has to be there depends on the kind
+        return ("user", "kind")
     return (SIDES[table],) if table in SIDES else KEYS[table][0]
+
+
+def _event(cells: Mapping[str, str]) -> Outcome:
+    kind, time = EVENT_KINDS[cells["kind"].lower()], cells.get("time", "")
+    is_search = kind == "search"  # of no product, whatever stands there
+    rating = "" if is_search else cells.get("rating", "")
+    return Outcome(
+        table="events",
+        event=kind,
+        month=month_of(time),
+        user=cells["user"],
+        item="" if is_search else cells["item"],
+        at=_seconds(time),
+        rating=float(rating) if rating else None,
+        search=cells.get("search", "") if is_search else "",
+    )
+
+
+def _lacking(kind: str, cells: Mapping[str, str], columns: Mapping[str, str]) -> str:
+    """Why an event of a kind cannot be used; "" when it can."""
+    for name in _EVENT_NEEDS.get(kind, ("item",)):
+        if name not in columns:
+            return f"a {kind} without its column: name it as events.{name}"
+        if not cells[name]:
+            return f"{columns[name]}: empty"
+    return ""
 
 
 def _seconds(time: str) -> float:

@@ -215,7 +215,7 @@ class InterestStudy:
             rows = self._behaviour.lessons(user, buckets=self.spec.buckets)
             if away(user):
                 held_out += rows
-            else:
+            elif rows:  # who only searched met no product to learn from
                 train.append(rows)
         return train, held_out
 

@@ -7,6 +7,7 @@ through the clipped and noisy gradients of those shoppers.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -17,6 +18,7 @@ from handbill.generator.segmentation import segment
 FIELDS: Final = ("category", "brand")
 RECENT: Final = 32  # deeds of a shopper that count, the newest
 TERMS: Final = 8  # words of a title that count
+SEARCHED: Final = 12  # words searched for that count, the newest
 _NUMBER: Final = re.compile(r"\d+(?:[.,]\d+)?")
 # Words that say nothing of a product or of a taste.
 _DULL: Final = frozenset(
@@ -101,6 +103,18 @@ class Deed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What a shopper searched for, in the words that say something.
+
+    Attributes:
+        after: How many deeds of the past were done before it.
+    """
+
+    words: tuple[str, ...]
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shopper:
     """What a shop knows of a shopper.
 
@@ -108,11 +122,19 @@ class Shopper:
         persona: Facts the shop holds, such as ``{"age": "30"}``.
         interests: Words the shopper's interests are told in.
         past: What the shopper did, the oldest first. Empty for one never seen.
+        searches: What the shopper searched for, the oldest first.
     """
 
     persona: Mapping[str, str] = field(default_factory=dict)
     interests: Sequence[str] = ()
     past: Sequence[Deed] = ()
+    searches: Sequence[Search] = ()
+
+    @property
+    def says(self) -> tuple[str, ...]:
+        """Words of the interests that are told, then those last searched for; each once."""
+        searched = dict.fromkeys(w for search in reversed(self.searches) for w in search.words)
+        return tuple(dict.fromkeys((*self.interests, *list(searched)[:SEARCHED])))
 
 
 def telling_words(text: str) -> tuple[str, ...]:
@@ -138,11 +160,12 @@ def facts_of(shopper: Shopper, product: Product, *, occasion: str = "") -> dict[
     for name, value in {**shopper.persona, "occasion": occasion}.items():
         # With the category where it is known: who is tall is not tall for every kind of thing.
         facts[f"shopper {name}"] = f"{value}, {product.category}" if value else ""
-    for word in shopper.interests:
+    said = shopper.says
+    for word in said:
         facts[f"says {word}"] = product.category or "is there"
-    if shopper.interests:
+    if said:
         words = {*product.terms, *segment(product.category)}
-        facts["says and is"] = str(min(3, len(words.intersection(shopper.interests))))
+        facts["says and is"] = str(min(3, len(words.intersection(said))))
     facts["seen"] = _count(len(past))
     if past:
         facts["liked of seen"] = str(round(4 * sum(d.liked for d in past) / len(past)))
@@ -170,7 +193,9 @@ def lessons(shopper: Shopper, *, buckets: int, offers: Sequence[Product] = ()) -
     if offers:
         deeds = [Deed(product=product, liked=False) for product in offers]
     for number, deed in enumerate(deeds):
-        then = replace(shopper, past=shopper.past[: number * len(shopper.past) // len(deeds)])
+        place = number * len(shopper.past) // len(deeds)
+        made = bisect_right(shopper.searches, place, key=lambda search: search.after)
+        then = replace(shopper, past=shopper.past[:place], searches=shopper.searches[:made])
         facts = facts_of(then, deed.product, occasion=deed.occasion)
         yield Seen(hash_features(facts, buckets=buckets), deed.liked)
 

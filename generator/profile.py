@@ -29,7 +29,8 @@ class Tag:
     Attributes:
         kind: ``category``, ``brand`` or ``word``.
         weight: In nats of log-odds where a model measured it; else the share of liked products that
-            have it, less the share of passed ones.
+            have it, less the share of passed ones (1 for a word told of and never met), and the share
+            of searches for it on top.
         deeds: Products of the shopper's past that have it.
     """
 
@@ -58,13 +59,17 @@ def interest_profile(
         model: Measures the weights; without one they are counted.
     """
     seen = Counter(pair for deed in shopper.past for pair in tags_of(deed.product))
-    said = {("word", word) for word in shopper.interests}
+    told = {("word", word) for word in shopper.interests}
+    said = {("word", word) for word in shopper.says}
     liked = {pair for deed in shopper.past if deed.liked for pair in tags_of(deed.product)}
     found = []
     offered = list(products)
-    for pair in sorted(liked | said, key=lambda pair: (-seen[pair], pair))[: 4 * MOST_TAGS]:
+    # What was said comes first: it is little, and a long past would push it out.
+    likely = sorted(liked | said, key=lambda pair: (pair not in said, -seen[pair], pair))
+    for pair in likely[: 4 * MOST_TAGS]:
         if model is None:
-            weight = _counted(shopper, pair) if seen[pair] else float(pair in said)
+            weight = _counted(shopper, pair) if seen[pair] else float(pair in told)
+            weight += _searched(shopper, pair)
         else:
             weight = _measured(model, shopper, pair, offered)
         if weight > 0:
@@ -131,6 +136,10 @@ def _measured(
         shopper,
         interests=tuple(word for word in shopper.interests if ("word", word) != pair),
         past=tuple(deed for deed in shopper.past if pair not in tags_of(deed.product)),
+        searches=tuple(
+            replace(search, words=tuple(w for w in search.words if ("word", w) != pair))
+            for search in shopper.searches
+        ),
     )
     with_it, without_it = (
         model.logits([_row(model, who, product) for product in having])
@@ -145,6 +154,12 @@ def _counted(shopper: Shopper, pair: tuple[str, str]) -> float:
         deeds = [deed for deed in shopper.past if deed.liked == liked]
         shares[liked] = sum(pair in tags_of(deed.product) for deed in deeds) / max(1, len(deeds))
     return shares[True] - shares[False]
+
+
+def _searched(shopper: Shopper, pair: tuple[str, str]) -> float:
+    """The share of a shopper's searches that have a word."""
+    having = sum(pair in {("word", word) for word in search.words} for search in shopper.searches)
+    return having / max(1, len(shopper.searches))
 
 
 def _row(model: InterestModel, shopper: Shopper, product: Product) -> Seen:

@@ -106,7 +106,7 @@ class Recommender:
         ids = self._features.ids
         liked = [ids[d.product.id] for d in shopper.past if d.liked and d.product.id in ids]
         together_PL, alike_PL = self._together(liked), self._features.likeness(liked)
-        words_P = self._features.holding(shopper.interests)
+        words_P = self._features.holding(shopper.says)
         parts = {
             "collaborative": together_PL.sum(axis=1),
             "content": alike_PL.sum(axis=1) / max(1, len(liked)) + words_P,

@@ -223,6 +223,12 @@ class Scenarios:
         primary = language.replace("_", "-").partition("-")[0].lower()
         return primary if primary in self.words else "en"
 
+    def described(self, description: str, attributes: Mapping[str, str], *, language: str) -> str:
+        """A product's description with its attributes behind it: what prompts have, learnt and served alike."""
+        facts = (f"{name} {value}" for name, value in attributes.items())
+        then = self.words[self.spoken(language)].then
+        return then.join(filter(None, (description.strip(), *facts)))
+
     def texts(self) -> list[str]:
         """Everything of our own that prompts are made of, in all languages: for a tokenizer to know."""
         asked = [one.instruction for each in self.all.values() for one in each.languages().values()]

@@ -111,10 +111,11 @@ class CopyBody(Generation):
         recent = [
             words[event.kind].replace("{}", " ".join(event.text.split())) for event in self.events
         ]
-        facts = [f"{name} {value}" for name, value in self.attributes.items()]
         request = CopyRequest(
             title=self.title,
-            description=words["then"].join(filter(None, (self.description.strip(), *facts))),
+            description=scenarios.described(
+                self.description, self.attributes, language=self.language
+            ),
             category=self.category,
             brand=self.brand,
             price=self.price,

@@ -4,7 +4,11 @@ import pytest
 
 from handbill.clients.behaviour import read_behaviour
 from handbill.clients.descriptions import read_description
+from handbill.clients.merchant import Merchant, Policy
+from handbill.clients.studies import InterestStudy
 from handbill.errors import InputError
+from handbill.federation.messages import Recipe
+from handbill.generator.interest_spec import InterestSpec
 
 SHOP = """
 [shop]
@@ -29,6 +33,8 @@ user = "user"
 item = "item"
 kind = "kind"
 time = "time"
+search = "words"
+rating = "stars"
 [shoppers]
 file = "shoppers.csv"
 user = "user"
@@ -40,13 +46,14 @@ ann,p2,,poor cup,2025-03-01,2
 bob,p1,Bob's own words,good,2025-03-02,4
 """
 PRODUCTS = "item,title,category\n" + "".join(f"p{n},Thing {n},kind {n % 2}\n" for n in range(1, 9))
-EVENTS = """user,item,kind,time
-ann,p3,view,2025-03-02
-ann,p1,view,2025-02-01
-cem,p4,view,2025-03-01
-cem,p4,buy,2025-03-02
-cem,p5,pv,2025-03-03
-cem,p5,search,2025-03-04
+EVENTS = """user,item,kind,time,words,stars
+ann,p3,view,2025-03-02,,
+ann,p1,view,2025-02-01,,
+cem,p4,view,2025-03-01,,
+cem,p4,buy,2025-03-02,,
+cem,p5,pv,2025-03-03,,
+cem,,search,2025-03-04,the glass kettle for a.weaver@example.org,
+cem,,search,2025-03-02,glass lamp,
 """
 SHOPPERS = "user,likes\nann,Likes green tea\nbob,Enjoys cups\ncem,Often looks at glass\n"
 
@@ -75,6 +82,42 @@ def test_rows_ratings_and_events_become_one_history_by_time(shop):
     assert behaviour.shoppers["ann"].interests == ("green", "tea")
     assert [p.id for p in behaviour.catalogue] == [f"p{n}" for n in range(1, 9)]
     assert "p4" not in repr(behaviour)
+
+
+def test_a_high_rating_is_a_like_and_a_low_one_none_whatever_else_was_done(shop):
+    rated = "dee,p6,rating,2025-03-05,,4\ndee,p7,rating,2025-03-06,,3.9\n"
+    bought = "dee,p8,buy,2025-03-07,,\ndee,p8,rating,2025-03-08,,1\n"
+    people = SHOPPERS + "dee,Likes rugs\n"
+    behaviour = shop(**{"events.csv": EVENTS + rated + bought, "shoppers.csv": people})
+    assert deeds(behaviour, "dee") == [("p6", True), ("p7", False), ("p8", False)]
+
+
+def test_searches_are_kept_by_time_and_without_what_was_masked(shop):
+    cem = shop().shoppers["cem"]
+    assert [(search.words, search.after) for search in cem.searches] == [
+        (("glass", "lamp"), 1),
+        (("glass", "kettle"), 2),
+    ]
+    assert cem.says == ("glass", "kettle", "lamp")
+
+
+def test_who_only_searched_is_a_shopper_without_lessons(shop):
+    events = EVENTS + "eve,,search,2025-03-01,红色 保温杯,\n"
+    only = shop(**{"events.csv": events, "shoppers.csv": SHOPPERS + "eve,Call [phone] on rugs\n"})
+    assert only.shoppers["eve"].says == ("call", "rugs", "红色", "保温杯")
+    assert only.lessons("eve", buckets=256) == []
+    assert only.lessons("cem", buckets=256) == shop().lessons("cem", buckets=256)
+
+
+def test_who_only_searched_is_no_shopper_to_train_on(shop, tmp_path):
+    people = SHOPPERS + "eve,Enjoys rugs\n"
+    shop(**{"events.csv": EVENTS + "eve,,search,2025-03-01,rug,\n", "shoppers.csv": people})
+    merchant = Merchant(id="tea", name="tea", data=str(tmp_path), server="", base="")
+    policy = Policy.for_users(40, min_users=3, held_out=1e-9)
+    spec = InterestSpec(buckets=64, hidden=2)
+    users = InterestStudy(tmp_path, merchant, policy, spec=spec).users(Recipe())
+    assert len(users) == 3
+    assert all(users)
 
 
 def test_who_passed_nothing_over_is_offered_products_of_the_catalogue(shop):

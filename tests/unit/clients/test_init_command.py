@@ -103,6 +103,24 @@ def test_a_folder_is_described_and_the_check_passes(folder):
     assert "120 of 120" in run("check", folder / "shop.toml")
 
 
+@pytest.mark.parametrize(
+    "names", [("query", "stars"), ("search_term", "rating"), ("搜索词", "评分")]
+)
+def test_searches_and_ratings_of_events_are_found(folder, names):
+    kinds = [("pv", "", ""), ("search", "warm wool jacket", ""), ("rating", "", 4)]
+    rows = []
+    for n in range(90):
+        kind, words, stars = kinds[n % 3]
+        rows.append(
+            (f"u{n % 40}", "" if words else f"p{n % 7}", kind, 1740823200 + n, words, stars)
+        )
+    write(folder / "clicks.csv", f"customer_id asin action ts {' '.join(names)}", rows)
+    run("init", folder)
+    made = tomllib.loads((folder / "shop.toml").read_text())["events"]
+    assert (made["search"], made["rating"], made["item"]) == (*names, "asin")
+    assert load_shop(folder).events == {"rating": 30, "search": 30, "view": 30}
+
+
 def test_a_description_is_replaced_on_demand_only(folder):
     run("init", folder)
     with pytest.raises(InputError, match="is there already; --force replaces it"):

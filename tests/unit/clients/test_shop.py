@@ -163,13 +163,63 @@ def test_side_tables_keep_the_first_of_two_rows_and_events_are_counted(tmp_path)
     )
     shop = load_shop(tmp_path)
     assert shop.rows[0].request.title == "Mug"
-    assert shop.events == {"purchase": 1, "view": 2}
+    assert shop.events == {"purchase": 1, "view": 1}
     assert reasons(shop) == [
         "products.csv:3: id: the same as on line 2; the first one stands",
+        "events.csv:3: the same row as line 2",  # the same moment, written otherwise
         "events.csv:5: did: not a kind of event; use view, search, cart, favourite, purchase, rating",
         "events.csv:6: at: not a time; use ISO 8601 or seconds since 1970",
         "events.csv:7: what: not in products.csv",
     ]
+
+
+TOLD = EVENTS + 'search = "words"\nrating = "stars"\n'
+
+
+def test_an_event_sent_twice_counts_once_and_one_done_again_twice(tmp_path):
+    bought = "u1,p1,buy,2025-03-01T10:00:00Z,,\n"
+    make_folder(
+        tmp_path,
+        SHOP + ROWS + PRODUCTS + TOLD,
+        copy="who,what,copy\nu1,p1,Good.\n",
+        products="id,name,price\np1,Mug,4\np2,Pot,4\n",
+        events=f"who,what,did,at,words,stars\n{bought * 3}"
+        f"{bought.replace('10:00:00', '10:00:01')}{bought.replace('p1', 'p2')}"
+        f"{bought.replace('u1', 'u2')}{bought.replace('buy', 'view')}"
+        "u1,,search,2025-03-01,red mug,\nu1,,search,2025-03-01,blue mug,\n"
+        "u1,,search,2025-03-01,red  mug,\n",
+    )
+    shop = load_shop(tmp_path)
+    assert shop.events == {"purchase": 4, "search": 2, "view": 1}
+    assert reasons(shop) == [
+        "events.csv:3: the same row as line 2",
+        "events.csv:4: the same row as line 2",
+        "events.csv:11: the same row as line 9",
+    ]
+
+
+def test_a_search_needs_words_and_a_rating_a_number(tmp_path):
+    events = (
+        "who,what,did,at,words,stars\nu1,,search,,red mug,\nu1,,search,,,\n"
+        "u1,p1,rating,,,4.5\nu1,p1,rating,,,\nu1,p1,rating,,,good\nu1,,rating,,,4\nu1,,view,,,\n"
+        "u1,p9,search,,call 138 1234 5678,\n"
+    )
+    tables = {"copy": "who,what,copy\nu1,p1,Good.\n", "products": "id,name,price\np1,Mug,4\n"}
+    make_folder(tmp_path, SHOP + ROWS + PRODUCTS + TOLD, events=events, **tables)
+    shop = load_shop(tmp_path)
+    assert shop.events == {"rating": 1, "search": 2}
+    assert shop.masked == {"phone": 1}
+    assert reasons(shop) == [
+        "events.csv:3: words: empty",
+        "events.csv:5: stars: empty",
+        "events.csv:6: stars: not a rating (a number)",
+        "events.csv:7: what: empty",
+        "events.csv:8: what: empty",
+    ]
+    make_folder(tmp_path, SHOP + ROWS + PRODUCTS + EVENTS, events=events, **tables)
+    assert reasons(load_shop(tmp_path))[0] == (
+        "events.csv:2: a search without its column: name it as events.search"
+    )
 
 
 def test_rows_of_other_shops_are_left_alone_but_rows_nobody_can_place_are_not(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from handbill.errors import InputError
-from handbill.generator.behaviour import Deed, Product, Shopper, facts_of, lessons
+from handbill.generator.behaviour import Deed, Product, Search, Shopper, facts_of, lessons
 from handbill.generator.interest import InterestModel
 from handbill.generator.interest_spec import InterestSpec, hash_features
 from handbill.generator.product_features import base_embeddings, product_features
@@ -114,6 +114,44 @@ def test_what_a_shopper_says_counts_as_much_as_the_model_says(model):
     (tag,) = interest_profile(said, PRODUCTS, model=model).tags
     assert (tag.value, tag.deeds) == ("lamp", 0)
     assert tag.weight > 0.5
+
+
+def test_a_lesson_is_told_only_of_searches_before_it():
+    shopper = replace(
+        likes(TEA[0], TEA[1]), searches=(Search(words=("cup",)), Search(words=("tea",), after=1))
+    )
+    rows = list(lessons(shopper, buckets=SPEC.buckets))
+    told = [
+        facts_of(replace(shopper, past=shopper.past[:n], searches=shopper.searches[: n + 1]), p)
+        for n, p in enumerate(TEA[:2])
+    ]
+    assert "says tea" not in told[0]
+    assert (told[1]["says tea"], told[1]["says cup"], told[1]["says and is"]) == ("tea", "tea", "1")
+    assert [row.features for row in rows] == [
+        hash_features(facts, buckets=SPEC.buckets) for facts in told
+    ]
+
+
+def test_what_was_searched_for_is_an_interest_by_its_share_of_the_searches(model, features):
+    shopper = Shopper(
+        interests=("tea",), searches=(Search(words=("lamp", "red")), Search(words=("lamp", "tea")))
+    )
+    weights = {tag.value: tag.weight for tag in interest_profile(shopper, PRODUCTS).tags}
+    assert weights == {"tea": 1.5, "lamp": 1.0, "red": 0.5}
+    searched = Shopper(searches=(Search(words=("lamp",)),))
+    (tag,) = interest_profile(searched, PRODUCTS, model=model).tags
+    assert tag.value == "lamp"
+    assert tag.weight > 0.5  # as much as if it had been told
+    shoppers = {"a": likes(TEA[0])}
+    recommender = Recommender(PRODUCTS, shoppers, features)
+    _, found = recommender.recommend(searched, mode="content", top=3)
+    assert {one.product.category for one in found} == {"lamp"}
+
+
+def test_a_long_past_does_not_push_out_what_is_searched_for():
+    past = [product(n, f"kind{n}") for n in range(60)]
+    shopper = replace(likes(*past), searches=(Search(words=("zither",)),))
+    assert interest_profile(shopper, PRODUCTS).tags[0].value == "zither"
 
 
 def test_without_a_model_tags_are_counted():
