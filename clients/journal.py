@@ -18,13 +18,10 @@ from handbill.errors import ProtocolError
 from handbill.federation.compression import compress, expand, shapes_of
 from handbill.federation.messages import AuditHead, Instruction, Receipt
 from handbill.generator.adapters import Tensors
-from handbill.generator.artifacts import sync_to_disk, write_durably
+from handbill.generator.artifacts import canonical_json, sync_to_disk, write_durably
 from handbill.privacy.faults import faultpoint
 
-# Updates. A round is retried at once or never; a shop's own adapter begins with the last ones,
-# and with momentum 0.9 what is older than that hardly counts.
-_KEEP: Final = 16
-_BURNT: Final = ".burnt"
+_KEEP: Final = 4  # updates; a round is retried at once or never
 _ORDER: Final = {"warmup": -1, "global": 0, "personal": 1, "deliver": 2}  # of a run's stages
 
 
@@ -35,52 +32,64 @@ class Journal:
         """Use ``folder``, made if it is not there."""
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for mark in folder.glob("*.burnt"):  # an older version kept what it had burnt
+            mark.with_suffix(".safetensors").unlink(missing_ok=True)
+            mark.unlink()
 
     def admit(self, asked: Instruction, digest: str) -> None:
-        """Refuse an instruction older than one already followed (a replay).
+        """Refuse an instruction older than one already followed (a replay), or of other terms.
 
         The last one may come again, to the byte: whoever was to carry the answer may have died.
         That costs nothing, since its update comes from :meth:`recall`, or else the ledger refuses
         to pay for the same attempt twice.
+
+        A run keeps the recipe, the adapter's form and the base model it began with: noise is
+        calibrated for a run as a whole, and what a round gave can be told from a later one whose
+        recipe was chosen for that.
 
         Args:
             asked: What came.
             digest: Of the whole message (``Signed.digest``).
 
         Raises:
-            ProtocolError: A later round of this run was seen before, or another message for this
-                attempt of it.
+            ProtocolError: A later round of this run was seen before, another message for this
+                attempt of it, or the run began with other terms.
         """
         path = self._folder / "last.json"
         last: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         place = [_ORDER[asked.stage], asked.round, asked.attempt]
-        seen = last.get(asked.run)
-        if seen == [*place, digest]:
+        seen, terms = last.get(asked.run), _terms(asked)
+        if seen == [*place, digest, terms]:
             return
         if seen is not None and place <= seen[: len(place)]:
             raise ProtocolError(
                 f"{asked.stage} round {asked.round}, attempt {asked.attempt} was asked for before"
             )
-        last[asked.run] = [*place, digest]
+        if seen is not None and seen[4:] not in ([], [terms]):  # an older version wrote less
+            raise ProtocolError(
+                "the run goes on with another recipe, adapter or base model than it began with; "
+                "nothing was spent. Ask the operator: a change needs a new run"
+            )
+        last[asked.run] = [*place, digest, terms]
         write_durably(path, json.dumps(last).encode())
 
     def recall(self, asked: Instruction) -> Tensors | None:
         """The update already made for this round from these weights, if it may be sent again."""
         path = self._path(asked)
-        if not path.is_file() or path.with_suffix(_BURNT).is_file():
-            return None
-        return dict(load_file(path))
+        return dict(load_file(path)) if path.is_file() else None
 
     def learnt_with(self, asked: Instruction) -> str:
         """The prompts that the update kept for this round was learnt with, see :meth:`keep`."""
         return _metadata(self._path(asked)).get("prompts", "")
 
     def burn(self, asked: Instruction) -> None:
-        """Write durably that this round's update may be in a sum now: it is never sent again.
+        """Forget this round's update for good: it may be in a sum now.
 
-        Two sums that hold it, over different merchants, would give it away by subtraction.
+        Two sums that hold it, over different merchants, would give it away by subtraction, and so
+        would anything else that is made of it.
         """
-        write_durably(self._path(asked).with_suffix(_BURNT), b"")
+        self._path(asked).unlink(missing_ok=True)
+        sync_to_disk(self._folder)
 
     def keep(self, asked: Instruction, update: Tensors, *, prompts: str = "") -> None:
         """Write an update durably; older ones are dropped.
@@ -93,26 +102,14 @@ class Journal:
         """
         path = self._path(asked)
         temporary = path.with_suffix(".new")
-        save_file(update, temporary, metadata=_about(asked.run, asked.stage, prompts))
+        save_file(update, temporary, metadata={"prompts": prompts})
         sync_to_disk(temporary)
         faultpoint("journal.keep.before_rename")
         temporary.rename(path)
         sync_to_disk(self._folder)
-        path.with_suffix(_BURNT).unlink(missing_ok=True)  # that was the one before
-        for old in self._kept()[:-_KEEP]:
+        kept = self._folder.glob("*.safetensors")
+        for old in sorted(kept, key=lambda file: file.stat().st_mtime_ns)[:-_KEEP]:
             old.unlink()
-            old.with_suffix(_BURNT).unlink(missing_ok=True)
-
-    def updates(self, run: str, *, prompts: str = "") -> list[Tensors]:
-        """What was last given to the global adapter in a run, the oldest first; at most 16.
-
-        Those of other prompts are left out: what they say of the shop is of another question.
-        """
-        return [
-            dict(load_file(path))
-            for path in self._kept()
-            if _metadata(path) == _about(run, "global", prompts)
-        ]
 
     def round_off(self, run: str, update: Tensors) -> Tensors:
         """Round an update to what eight bits can say, as it will be sent.
@@ -183,18 +180,19 @@ class Journal:
         kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return float(kept["norm"]) if kept.get("run") == run else None
 
-    def _kept(self) -> list[Path]:
-        """Files of updates, the oldest first."""
-        return sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
-
     def _path(self, asked: Instruction) -> Path:
         slot = f"{asked.run}\0{asked.round}\0{asked.stage}\0{asked.parent}"
         return self._folder / f"{hashlib.sha256(slot.encode()).hexdigest()[:32]}.safetensors"
 
 
-def _about(run: str, stage: str, prompts: str) -> dict[str, str]:
-    """What an update's file says of it; nothing of prompts where they are the shipped ones."""
-    return {"run": run, "stage": stage} | ({"prompts": prompts} if prompts else {})
+def _terms(asked: Instruction) -> str:
+    """Digest of what must not change within a run."""
+    terms = {
+        "base": asked.base_digest,
+        "spec": asked.spec.to_dict(),
+        "recipe": asdict(asked.recipe),
+    }
+    return hashlib.sha256(canonical_json(terms)).hexdigest()
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -279,7 +279,6 @@ class Trainer:
             optimizer=recipe.personal_optimizer if personal else "sgd",
             apart=self.merchant.dtype != "float32",
             adapt=AdaptiveClipping(quantile=quantile) if quantile else None,
-            earlier=as_gradients(self._earlier(asked), recipe) if personal else (),
         )
         stop = study.early_stop(recipe) if personal else None
         learner = study.learner(users, together=1 if plan.apart else recipe.batch_rows)
@@ -293,10 +292,6 @@ class Trainer:
         trained = model.tensors()
         study.keep(asked, weights, trained if personal else None)
         return {n: (trained[n] - weights[n]).astype(np.float32) for n in trained}
-
-    def _earlier(self, asked: Instruction) -> list[Tensors]:
-        """What the shop gave to this run, as far as it was learnt with the prompts of now."""
-        return self._journal.updates(asked.run, prompts=self.scenarios.prompts)
 
     def _report(
         self,
@@ -354,16 +349,6 @@ class Trainer:
     def _note(self, fact: dict[str, object]) -> None:
         with (self.home / PROGRESS_FILE).open("a") as file:
             file.write(json.dumps({"time": time.time(), **fact}) + "\n")
-
-
-def as_gradients(updates: Sequence[Tensors], recipe: Recipe) -> list[Tensors]:
-    """The noisy gradients that a merchant's updates of the global rounds were made of.
-
-    A round's steps are SGD: the update is minus the learning rate times their sum. They are paid
-    for and given out already, so a shop's own adapter may begin with what they say of the shop.
-    """
-    scale = np.float32(-1.0 / (recipe.learning_rate * recipe.local_steps))
-    return [{name: scale * value for name, value in update.items()} for update in updates]
 
 
 def _round_of(asked: Instruction) -> str:

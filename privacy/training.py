@@ -7,11 +7,10 @@ the average is clipped.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,8 +56,6 @@ class StepPlan:
             gradient would depend on who else was sampled, which the clipping does not bound.
         optimizer: ``sgd``, ``adam`` or ``dp-adam``, of the noisy gradients; the last takes the noise out of Adam's second moment.
         adapt: Let the clipping norm follow a quantile of the shoppers' norms.
-        earlier: Noisy gradients that were paid for before, the oldest first, by parameter name.
-            Adam's running means begin with them: post-processing, which costs nothing more.
     """
 
     event: PrivateSteps
@@ -70,7 +67,6 @@ class StepPlan:
     optimizer: str = "sgd"
     adapt: AdaptiveClipping | None = None
     apart: bool = False
-    earlier: Sequence[Mapping[str, np.ndarray[Any, Any]]] = ()
 
 
 def take_private_steps(
@@ -98,7 +94,6 @@ def take_private_steps(
         InputError: The model holds something whose gradient per user would not be exact.
     """
     optimizer = _optimizer(list(model.trained.values()), plan, noise)
-    _remember(optimizer, model.trained, plan)
     with LoraGradients(model.model) as gradients:
         for _ in range(plan.event.steps):
             faultpoint("step.before_sample")
@@ -154,25 +149,6 @@ def _optimizer(parameters: list[nn.Parameter], plan: StepPlan, noise: Noise) -> 
         noise=noise,
         adapt=plan.adapt,
     )
-
-
-def _remember(
-    optimizer: SecureDPOptimizer, trained: Mapping[str, nn.Parameter], plan: StepPlan
-) -> None:
-    """Show the earlier gradients to the plain optimizer at rate 0: only its state moves."""
-    plain = optimizer.original_optimizer
-    for gradients in plan.earlier:
-        for name, parameter in trained.items():
-            parameter.grad = torch.from_numpy(gradients[name]).to(parameter)
-        for group in plain.param_groups:
-            group["lr"] = 0.0
-            group["noise_stddev"] = (
-                plan.event.noise_multiplier * plan.clipping_norm / plan.expected_users
-            )
-        plain.step()
-    for group in plain.param_groups:
-        group["lr"] = plan.learning_rate
-    optimizer.zero_grad(set_to_none=True)
 
 
 def _sample(users: Sequence[Sequence[Row]], plan: StepPlan, noise: Noise) -> list[list[Row]]:

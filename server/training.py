@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from handbill.errors import InputError, MissingError, ProtocolError, RoundError
+from handbill.errors import MissingError, ProtocolError, RoundError
 from handbill.federation.aggregation import OptimizerState
 from handbill.federation.messages import Report, Stage
 from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
@@ -31,7 +31,6 @@ from handbill.generator.model_specs import (
     Trains,
     read_tensors,
     shapes_of,
-    spec_from_dict,
     trains,
     untrained,
     write_model,
@@ -44,7 +43,7 @@ from handbill.server.optimizer_state import load_state, save_state
 from handbill.server.progress import Progress
 from handbill.server.records import Round, Run
 from handbill.server.records import Stage as RoundStage
-from handbill.server.recovery import recover
+from handbill.server.recovery import check_terms, recover
 from handbill.server.registry import PUBLISHER_KEY, Registry
 from handbill.server.settings import ServerSettings
 from handbill.server.tracking import Trackers
@@ -154,9 +153,8 @@ class Training:
     def _start(self, run: str) -> None:
         try:
             with self._registry.database.begin() as uow:
-                begun = trains(spec_from_dict(uow.rounds.run(run).adapter))
-            if begun != trains(self.spec):
-                raise InputError(f"run {run} trains {begun}; continue it with --model {begun}")
+                begun = uow.rounds.run(run)
+            check_terms(begun, self._settings.recipe, self.spec, base_digest=self.base.digest)
         except MissingError:
             self._registry.start_run(
                 Run(

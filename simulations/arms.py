@@ -20,7 +20,6 @@ from handbill.clients.markets import find_shops
 from handbill.clients.merchant import Policy
 from handbill.clients.shop import load_shop
 from handbill.clients.shoppers import ShopUsers
-from handbill.clients.trainer import as_gradients
 from handbill.federation.aggregation import MeanAccumulator, ServerOptimizer
 from handbill.federation.messages import Recipe
 from handbill.generator.adapters import Tensors
@@ -128,15 +127,11 @@ def load_shops(
 
 
 class Arms:
-    """Train the arms of one experiment on one shared model.
-
-    ``given`` holds what each shop sent in the rounds, which its own adapter begins with.
-    """
+    """Train the arms of one experiment on one shared model."""
 
     def __init__(self, model: Model, shops: Sequence[Shop], settings: Settings) -> None:
         self.model, self.shops, self.settings = model, shops, settings
         self.noise: Noise = SecureNoise()
-        self.given: dict[str, list[Tensors]] = {shop.id: [] for shop in shops}
         self.zero: Tensors = {n: np.zeros(s, np.float32) for n, s in model.shapes.items()}
 
     def alone(self, shop: Shop) -> Tensors:
@@ -160,14 +155,11 @@ class Arms:
         """The global adapter after each round."""
         recipe, weights = self.settings.recipe, self.zero
         state = self.settings.server.start(weights)
-        self.given = {shop.id: [] for shop in self.shops}
         for number in range(1, recipe.rounds + 1):
             total = MeanAccumulator(self.model.shapes, max_norm=1e9)
             for shop in self.shops:
                 own = self._steps(shop, weights, recipe.local_steps)
-                update = {n: own[n] - weights[n] for n in own}
-                self.given[shop.id].append(update)
-                total.add(update)
+                total.add({n: own[n] - weights[n] for n in own})
             server = self.settings.server.at(number, of=recipe.rounds)
             weights, state = server.step(weights, total.mean(), state)
             yield weights
@@ -176,10 +168,7 @@ class Arms:
         """The shop's own adapter on top of the global one."""
         recipe = self.settings.recipe
         rate = recipe.personal_learning_rate
-        earlier = as_gradients(self.given[shop.id], recipe)
-        return self._steps(
-            shop, weights, recipe.personal_steps, learning_rate=rate, earlier=earlier
-        )
+        return self._steps(shop, weights, recipe.personal_steps, learning_rate=rate)
 
     def noise_multiplier(self, shop: Shop) -> float:
         """What the product would calibrate for this shop and plan."""
@@ -208,7 +197,6 @@ class Arms:
         steps: int,
         *,
         learning_rate: float | None = None,
-        earlier: Sequence[Tensors] = (),
     ) -> Tensors:
         """Private steps from these weights: SGD as in a round, or Adam where a rate is given."""
         self.model.load(weights)
@@ -228,7 +216,6 @@ class Arms:
             learning_rate=learning_rate or recipe.learning_rate,
             optimizer=self.settings.adam if learning_rate else "sgd",
             adapt=self.settings.adapt,
-            earlier=earlier,
         )
         take_private_steps(self.model, shop.users, plan, noise=self.noise)
         return self.model.tensors()

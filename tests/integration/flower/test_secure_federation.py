@@ -82,10 +82,9 @@ def test_a_warm_up_sums_all_and_a_private_round_those_who_stayed(federation, fac
 def test_nobody_was_asked_for_an_update_by_itself(federation, facts):
     log = [fact for fact in facts if fact["event"] == "committed"]
     assert [fact["stage"] for fact in log] == ["warmup", "global"]
-    for shop in SHOPS:  # what went into a sum is burnt
-        journal = federation.shop(shop) / "journal"
-        assert len(list(journal.glob("*.safetensors"))) == 2
-        assert len(list(journal.glob("*.burnt"))) in ({1, 2} if shop == UNLUCKY else {2})
+    for shop in SHOPS:  # what went into a sum is gone
+        kept = list((federation.shop(shop) / "journal").glob("*.safetensors"))
+        assert len(kept) <= (shop == UNLUCKY)
 
 
 def test_everybody_holds_the_operators_roster(federation, facts):

@@ -1,5 +1,7 @@
 """The journal: rounds only go forward, and an update is remembered until it is sent."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -80,30 +82,15 @@ def test_only_the_newest_updates_are_kept(tmp_path):
         journal.keep(asked(number), UPDATE)
     assert journal.recall(asked(19)) is not None
     assert journal.recall(asked(3)) is None
-    assert len(journal.updates("run-1")) == 16
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
 
 
-def test_what_a_run_was_given_comes_back_in_order_without_other_runs_and_own_adapters(tmp_path):
-    journal = Journal(tmp_path)
-    journal.keep(asked(1, run="run-0"), UPDATE)
-    for number in (1, 2):
-        journal.keep(asked(number), {"b": UPDATE["b"] + number})
-    journal.keep(asked(3, stage="personal"), UPDATE)
-    first, second = Journal(tmp_path).updates("run-1")
-    np.testing.assert_array_equal(first["b"], UPDATE["b"] + 1)
-    np.testing.assert_array_equal(second["b"], UPDATE["b"] + 2)
-    assert journal.updates("run-2") == []
-
-
-def test_what_was_learnt_with_other_prompts_is_left_out_but_sent_again(tmp_path):
+def test_what_an_update_was_learnt_with_is_remembered(tmp_path):
     journal = Journal(tmp_path)
     journal.keep(asked(1), UPDATE)
-    journal.keep(asked(2), {"b": UPDATE["b"] + 2}, prompts="sha256:1")
-    (plain,) = journal.updates("run-1")
-    (own,) = journal.updates("run-1", prompts="sha256:1")
-    np.testing.assert_array_equal(plain["b"], UPDATE["b"])
-    np.testing.assert_array_equal(own["b"], UPDATE["b"] + 2)
-    assert journal.recall(asked(2)) is not None
+    journal.keep(asked(2), UPDATE, prompts="sha256:1")
+    assert Journal(tmp_path).learnt_with(asked(1)) == ""
+    assert Journal(tmp_path).learnt_with(asked(2)) == "sha256:1"
 
 
 def test_what_a_crash_left_half_written_is_nothing(tmp_path):
@@ -151,21 +138,44 @@ def test_the_operators_audit_chain_may_only_grow(tmp_path):
     assert Journal(tmp_path).audit_head() == head(40, "b")
 
 
-def test_an_update_that_was_burnt_is_not_recalled_until_there_is_a_new_one(tmp_path):
+def test_of_a_burnt_update_nothing_is_left(tmp_path):
     journal = Journal(tmp_path)
     journal.keep(asked(1), UPDATE)
     journal.burn(asked(1))
-    assert Journal(tmp_path).recall(asked(1)) is None
+    assert list(tmp_path.iterdir()) == []
     assert Journal(tmp_path).recall(asked(1, attempt=3)) is None
-    assert len(Journal(tmp_path).updates("run-1")) == 1  # it was given, and is remembered as that
+    journal.burn(asked(1))  # again
     newer = {"b": UPDATE["b"] + 1}
     journal.keep(asked(1, attempt=1), newer)
     np.testing.assert_array_equal(Journal(tmp_path).recall(asked(1))["b"], newer["b"])
 
 
-def test_burnt_marks_do_not_pile_up(tmp_path):
+def test_what_an_older_version_had_burnt_and_kept_is_gone_too(tmp_path):
     journal = Journal(tmp_path)
-    for number in range(1, 40):
+    for number in (1, 2):
         journal.keep(asked(number), UPDATE)
-        journal.burn(asked(number))
-    assert len(list(tmp_path.glob("*.burnt"))) == len(list(tmp_path.glob("*.safetensors"))) == 16
+    (first, _) = sorted(tmp_path.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+    first.with_suffix(".burnt").touch()
+    assert Journal(tmp_path).recall(asked(1)) is None
+    assert Journal(tmp_path).recall(asked(2)) is not None
+    assert list(tmp_path.glob("*.burnt")) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"recipe": Recipe(learning_rate=999.0)},
+        {"recipe": Recipe(rounds=6)},
+        {"spec": AdapterSpec(rank=4, layers=(0,))},
+        {"base_digest": "sha256:other"},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+@pytest.mark.parametrize("stage", ["global", "personal", "deliver"])
+def test_a_run_keeps_the_terms_it_began_with(tmp_path, changed, stage):
+    Journal(tmp_path).admit(asked(1), "a")
+    other = replace(asked(2, stage=stage), **changed)
+    with pytest.raises(ProtocolError, match="another recipe, adapter or base model"):
+        Journal(tmp_path).admit(other, "b")
+    Journal(tmp_path).admit(replace(other, run="run-2"), "b")
+    Journal(tmp_path).admit(asked(2, stage=stage), "b")

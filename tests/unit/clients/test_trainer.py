@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from handbill.clients.journal import Journal
 from handbill.clients.merchant import LEDGER_FILE, PROGRESS_FILE, Merchant
-from handbill.clients.trainer import Trainer, as_gradients
+from handbill.clients.trainer import Trainer
 from handbill.errors import (
     BudgetExhaustedError,
     HandbillError,
@@ -336,15 +335,14 @@ def test_merchants_that_share_a_model_do_not_share_anything_else(make_home, tiny
     assert len(first.rows()) == 1
 
 
-def test_what_an_own_adapter_begins_with_is_what_was_given_in_the_rounds_of_its_run(shop):
-    given = [shop.ask(round=number)[1] for number in (1, 2)]
+def test_a_run_that_goes_on_with_another_recipe_is_refused_and_costs_nothing(shop):
+    shop.ask()
+    other = replace(RECIPE, learning_rate=999.0, clipping_norm=1e-9)
+    for stage in ("global", "personal"):
+        shop.refuses(ProtocolError, match="another recipe", stage=stage, round=2, recipe=other)
     shop.restart()
-    earlier = as_gradients(Journal(shop.home / "journal").updates("run-1"), RECIPE)
-    for one, other in zip(given, earlier, strict=True):
-        assert same({name: -value for name, value in one.items()}, other)
-    spent = len(shop.rows())
-    shop.ask(stage="personal", round=3)
-    assert len(shop.rows()) == spent + 1  # its own steps are paid, what it begins with is not
+    shop.refuses(ProtocolError, match="another recipe", round=2, recipe=other)
+    shop.ask(round=2)
 
 
 def test_a_warm_up_is_free_and_not_private_rounds_come_after_it(shop):

@@ -278,31 +278,3 @@ def test_a_model_with_another_trainable_weight_is_refused(model):
             moved(model, shoppers(1))
     finally:
         weight.requires_grad_(False)
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "dp-adam"])
-def test_what_was_given_out_before_starts_the_running_means_and_moves_nothing(model, optimizer):
-    """Steps that remember equal the last steps of one long run from the same weights."""
-    users, quiet = shoppers(1, 2, 1), TestingNoise(0, i_know_this_is_not_private=True)
-    earlier = [
-        {name: np.full(shape, value, np.float32) for name, shape in model.shapes.items()}
-        for value in (0.5, -0.25)
-    ]
-
-    def moved(plan):
-        model.load(model.start)
-        take_private_steps(model, users, plan, noise=quiet)
-        return {name: value - model.start[name] for name, value in model.tensors().items()}
-
-    fresh = moved(plan(optimizer=optimizer, learning_rate=0.1))
-    warm = moved(plan(optimizer=optimizer, learning_rate=0.1, earlier=earlier))
-    gradient = {
-        name: -value for name, value in moved(plan(optimizer="sgd", expected_users=1.0)).items()
-    }
-    for name, value in warm.items():
-        means = [0.0, 0.0]
-        for seen in (*(g[name] for g in earlier), gradient[name]):
-            means = [0.9 * means[0] + 0.1 * seen, 0.99 * means[1] + 0.01 * seen**2]
-        wanted = -0.1 * (means[0] / (1 - 0.9**3)) / np.sqrt(means[1] / (1 - 0.99**3))
-        assert value == pytest.approx(wanted, rel=1e-3, abs=1e-6)
-        assert not np.allclose(value, fresh[name], atol=1e-3)

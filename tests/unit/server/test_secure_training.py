@@ -1,17 +1,24 @@
 """A run of which the server learns sums alone: real trainers, and crashes in the middle of sums."""
 
 import json
+import shutil
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from handbill.clients.merchant import LEDGER_FILE
+from handbill.clients.secure_sums import SecureSums
+from handbill.clients.trainer import Trainer
 from handbill.errors import InputError, RoundError
 from handbill.federation.aggregation import ServerOptimizer
-from handbill.federation.messages import Recipe
+from handbill.federation.messages import Recipe, Signed
 from handbill.federation.secagg.session import threshold
 from handbill.privacy.ledger import Ledger
+from handbill.privacy.noise import TestingNoise
 from handbill.server.settings import SecureAggregation, ServerSettings
 from handbill.server.updates import enough_reports
 
@@ -81,19 +88,57 @@ def test_a_server_that_dies_before_anybody_agreed_costs_nobody_anything(secure):
         assert paid(one) == trained(one) == [2] * MERCHANTS
 
 
-def test_an_update_that_may_be_in_a_sum_is_never_in_a_second_one(secure):
+def test_an_update_that_may_be_in_a_sum_is_never_in_a_second_one(secure, monkeypatch):
+    given = defaultdict(list)
+    put = SecureSums.put
+
+    def noted(sums, update):
+        given[sums].append(update)
+        put(sums, update)
+
+    monkeypatch.setattr(SecureSums, "put", noted)
     one = secure()  # the default policy has room for one round that is paid twice
     one.cable.cut_after = AGREED  # all have signed, and the sum is lost with the server
     with pytest.raises(one.power_cut):
         one.train(recipe=RECIPE)
-    first = [t._journal.updates(one.run)[0] for t in one.trainers.values()]
     one.train(recipe=RECIPE)
     assert [r.number for r in one.rounds()] == [1, 2]
     assert paid(one) == trained(one) == [3] * MERCHANTS  # round 1 was trained and paid anew
     assert all(0.99 * limit <= spent <= limit for spent, limit in budgets(one))
-    again = [t._journal.updates(one.run)[0] for t in one.trainers.values()]
-    for old, new in zip(first, again, strict=True):
-        assert not any(np.array_equal(old[name], new[name]) for name in old)
+    assert len(given) == MERCHANTS
+    for first, again, _ in given.values():
+        assert not any(np.array_equal(first[name], again[name]) for name in first)
+
+
+def test_an_own_adapter_says_nothing_of_what_went_into_a_sum(secure, tmp_path):
+    """With other updates in its journal, and the same noise, a shop gives the same own adapter.
+
+    The server chooses weights and rates of that step: whatever of a sum's updates went into it, it
+    could make them all that is seen, and subtract.
+    """
+    one = secure()
+    handle, held_back = one.handlers["shop-a"], []
+
+    def without_the_last(message):
+        if json.loads(Signed.from_bytes(message).header)["body"]["stage"] == "personal":
+            held_back.append(message)
+            raise RoundError("away")
+        return handle(message)
+
+    one.handlers["shop-a"] = without_the_last
+    one.train(recipe=replace(RECIPE, rounds=1, personal_steps=1))
+    assert "shop-a" in one.rounds()[0].survivors
+    answers = []
+    for scale in (1.0, 1000.0):
+        home = shutil.copytree(one.trainers["shop-a"].home, tmp_path / f"scaled-{scale:g}")
+        for given in (home / "journal").glob("*.safetensors"):
+            with safe_open(given, framework="numpy") as file:
+                about = file.metadata()
+            save_file({n: np.float32(scale) * v for n, v in load_file(given).items()}, given, about)
+        noise = TestingNoise(7, i_know_this_is_not_private=True)
+        trainer = Trainer(home, noise=noise, model=one.model)
+        answers.append(Signed.from_bytes(trainer.handle(held_back[0])).payload)
+    assert answers[0] == answers[1]
 
 
 def test_after_half_of_them_agreed_only_those_pay_again(secure):

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from handbill.errors import ArtifactError, HandbillError, MissingError, RoundError
+from handbill.errors import ArtifactError, HandbillError, InputError, MissingError, RoundError
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
 from handbill.generator.artifacts import load_or_create_key, verify
 from handbill.generator.channels import read_channel
 from handbill.server import training
 from handbill.server.deletion import forget
+from handbill.server.settings import AdapterSettings
 from handbill.server.verification import verify_registry
 
 SHOPS = ("shop-a", "shop-b", "shop-c")
@@ -197,6 +198,20 @@ def test_a_run_without_enough_merchants_stops_and_the_last_round_stands(one):
         one.train()
     assert [r.number for r in one.rounds()] == [1]
     assert one.registry.last_committed(one.run).number == 1
+
+
+def test_a_run_goes_on_with_the_recipe_it_began_with_or_not_at_all(one):
+    one.cable.cut_after = 4
+    with pytest.raises(one.power_cut):
+        one.train()
+    attempts, recipe = len(all_rounds(one)), one.settings["recipe"]
+    with pytest.raises(InputError, match=r"began with rounds=3, clipping_norm=0\.5; server\.toml"):
+        one.train(recipe=replace(recipe, rounds=4, clipping_norm=0.25))
+    with pytest.raises(InputError, match=r"began with rank=2; server\.toml"):
+        one.train(recipe=recipe, adapter=AdapterSettings(rank=4, alpha=4.0, layers=1))
+    assert len(all_rounds(one)) == attempts  # nobody was asked
+    one.train(recipe=recipe, adapter=AdapterSettings(rank=2, alpha=4.0, layers=1))
+    assert [r.number for r in one.rounds()] == [1, 2, 3]
 
 
 def test_after_the_rounds_every_merchant_gets_an_adapter_of_its_own(one):
