@@ -47,9 +47,8 @@ def arms():
     )
 
 
-def test_every_arm_learns_something_and_what_was_given_is_remembered(arms):
+def test_every_arm_learns_something(arms):
     *_, together = arms.together()
-    assert {name: len(given) for name, given in arms.given.items()} == {"a": 6, "b": 6}
     for one in arms.shops:
         assert arms.loss(one, arms.zero) == pytest.approx(math.log(2))
         for weights in (together, arms.personal(one, together), arms.alone(one)):
