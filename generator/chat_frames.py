@@ -7,6 +7,7 @@ are where :func:`handbill.generator.prompts.render_chat` puts the messages.
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final
 
 from handbill.errors import InputError
@@ -41,6 +42,20 @@ def chat_frame(tokenizer: Any, roles: tuple[str, ...]) -> tuple[int | str, ...]:
         frame.append(int(added[(found.lastindex or 1) - 1][0]))
         start = found.end()
     return (*frame, text[start:]) if start < len(text) else tuple(frame)
+
+
+@lru_cache(maxsize=8)
+def answer_end(tokenizer: Any) -> int | None:
+    """The marker that a template writes right behind an answer; None where there is no such marker."""
+    try:
+        frame = chat_frame(tokenizer, ("user", "assistant", "user"))
+    except InputError:
+        return None
+    answer = chr(_FIRST_MARK + 1)
+    for piece, behind in pairwise(frame):
+        if isinstance(piece, str) and piece.rstrip().endswith(answer) and isinstance(behind, int):
+            return behind
+    return None
 
 
 def _pattern(token: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from handbill.errors import InputError
 from handbill.generator.chat_frames import (
+    answer_end,
     chat_frame,
     fill,
     is_chatml,
@@ -184,7 +185,8 @@ def turn_end_id(tokenizer: Any) -> int:
     ends = tokenizer.convert_tokens_to_ids(TURN_END)
     if isinstance(ends, int) and ends >= 0 and ends != tokenizer.unk_token_id:
         return ends
-    return int(tokenizer.eos_token_id)
+    ends = answer_end(tokenizer) if getattr(tokenizer, "chat_template", None) else None
+    return int(tokenizer.eos_token_id) if ends is None else ends
 
 
 def render_chat(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> list[int]:

@@ -6,7 +6,13 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from handbill.errors import InputError
 from handbill.generator.base_models import resolve_base
-from handbill.generator.prompts import CopyRequest, fit_prompt, render_chat, render_prompt
+from handbill.generator.prompts import (
+    CopyRequest,
+    fit_prompt,
+    render_chat,
+    render_prompt,
+    turn_end_id,
+)
 
 CHATML = """\
 {% for m in messages %}<|im_start|>{{ m.role }}
@@ -32,6 +38,12 @@ SYSTEM_LAST = """\
 [INST] {% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}
 
 {% endif %}{{ m.content }}[/INST]{% endfor %}"""
+# Its end of text is another marker than its end of a turn.
+GEMMA = """\
+{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}
+{{ m.content | trim }}<end_of_turn>
+{% endfor %}{% if add_generation_prompt %}<start_of_turn>model
+{% endif %}"""
 # Markers that are ordinary words, as in Zephyr's.
 WORDS = """\
 {% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}
@@ -43,6 +55,7 @@ MARKERS = {
     MISTRAL: ["<s>", "</s>", "[INST]", "[/INST]"],
     SYSTEM_LAST: ["<s>", "</s>", "[INST]", "[/INST]"],
     WORDS: ["<s>", "</s>"],
+    GEMMA: ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"],
 }
 TEXTS = ["Write why this shopper would like this product.", "Oak lamp, warm light", "user system"]
 ONE = [("user", "An oak lamp?")]
@@ -95,6 +108,22 @@ def templated(tokenizer, messages):
 def test_a_conversation_has_the_tokens_of_its_template(template, messages, words):
     tokenizer = tokenizer_of(template, words=words)
     assert render_chat(tokenizer, messages) == templated(tokenizer, messages)
+
+
+@pytest.mark.parametrize("words", ["bytes", "spaced"])
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHATML, "<|im_end|>"),
+        (LLAMA3, "<|eot_id|>"),
+        (MISTRAL, "</s>"),
+        (WORDS, "</s>"),
+        (GEMMA, "<end_of_turn>"),
+    ],
+)
+def test_copy_ends_where_the_templates_answers_end(template, end, words):
+    tokenizer = tokenizer_of(template, words=words)
+    assert turn_end_id(tokenizer) == tokenizer.convert_tokens_to_ids(end)
 
 
 def test_markers_that_swallow_white_space_do_so():
