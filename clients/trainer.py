@@ -118,7 +118,8 @@ class Trainer:
             BudgetExhaustedError: It would pass the privacy limit; nothing was spent.
         """
         signed = Signed.from_bytes(message)
-        asked, weights = open_signed(signed, self._server_key, Instruction)
+        asked, given = open_signed(signed, self._server_key, Instruction)
+        weights = {name: value.copy() for name, value in given.items()}  # that torch may write to
         if asked.merchant != self.merchant.id:
             raise ProtocolError("instruction is for another merchant")
         if asked.expires_at:

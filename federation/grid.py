@@ -1,27 +1,36 @@
 """Messages over Flower's Grid: the transport between machines.
 
-Flower's types stay in this module and in the two app modules. A message of ours travels as one
-byte array, so that Flower neither reads nor changes it, and replies are pulled one at a time.
+Flower's types stay in this module and in the two app modules. A message of ours travels as the
+bytes of one array in a form that only we read, so that neither Flower nor NumPy parses what a
+merchant wrote, and replies are pulled one at a time. Whatever a merchant answers ends as a
+:class:`~handbill.federation.transport.Reply`: only a broken link to the SuperLink is an exception.
 """
 
+import json
 import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import numpy as np
+import httpx
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_children_ids_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 
 from handbill.errors import ProtocolError
+from handbill.federation.messages import MAX_MESSAGE_BYTES
 from handbill.federation.transport import Reply
 
 RECORD: Final = "handbill"
 ARRAY: Final = "message"
+FORM: Final = "handbill.message"  # no ``Array.numpy()``: what it reads may be a zip, or 64 TiB long
 MESSAGE_TYPE: Final = "train"
 T = TypeVar("T")
 Pull = Future[Iterable[Message]]
@@ -34,21 +43,23 @@ _RAISED: Final = re.compile(r"<class '[^']*'>:<'(.*)'>", re.DOTALL)
 
 def to_record(message: bytes) -> RecordDict:
     """Wrap the bytes of a message for Flower."""
-    array = Array(np.frombuffer(message, dtype=np.uint8))
+    array = Array(dtype="uint8", shape=(len(message),), stype=FORM, data=message)
     return RecordDict({RECORD: ArrayRecord({ARRAY: array})})
 
 
 def from_record(content: RecordDict) -> bytes:
-    """Unwrap what :func:`to_record` wrapped.
+    """Unwrap what :func:`to_record` wrapped; the bytes are not copied.
 
     Raises:
         ProtocolError: The content is not one of our messages.
     """
-    try:
-        value = content[RECORD][ARRAY].numpy()
-        return bytes(value.astype(np.uint8, copy=False).tobytes())
-    except (KeyError, TypeError, ValueError) as error:
-        raise ProtocolError("reply is not a handbill message") from error
+    record = content.get(RECORD) if isinstance(content, RecordDict) else None
+    array = record.get(ARRAY) if isinstance(record, ArrayRecord) else None
+    if not isinstance(array, Array) or not isinstance(array.data, bytes):
+        raise ProtocolError("not a handbill message: there is no array of bytes of ours in it")
+    if (array.dtype, array.shape, array.stype) != ("uint8", (len(array.data),), FORM):
+        raise ProtocolError("not a handbill message: its array is of another form")
+    return array.data
 
 
 class GridTransport:
@@ -117,17 +128,26 @@ class GridTransport:
         message_id = next(iter(self._pending))
         merchant, pull = self._pending.pop(message_id)
         wait_s = 0.0 if pull else _WHOLE_S
-        pull = pull or _in_background(partial(self._grid.pull_messages, [message_id]))
-        with suppress(TimeoutError):
+        pull = pull or _in_background(partial(_pull, self._grid, message_id))
+        try:
             answers = list(pull.result(wait_s))
-            pull = None
-            for answer in answers:
-                if answer.has_error() and answer.error.code in _LOST:
-                    return None  # whoever sent the message may send it again
-                self._pending = {i: p for i, p in self._pending.items() if p[0] != merchant}
-                return _reply(merchant, answer)
-        self._pending[message_id] = merchant, pull  # to the end of the line
-        return None
+        except TimeoutError:
+            self._pending[message_id] = merchant, pull  # to the end of the line
+            return None
+        except (OSError, httpx.HTTPError):
+            raise  # the link to the SuperLink: whoever follows the run submits it again
+        except Exception as error:  # noqa: BLE001 - Flower could not put this one's reply together
+            return self._taken(_unreadable(merchant, error))
+        if not answers:
+            self._pending[message_id] = merchant, None
+            return None
+        reply = _reply(merchant, answers[0])
+        return reply and self._taken(reply)
+
+    def _taken(self, reply: Reply) -> Reply:
+        """Wait no more for other copies of what this merchant has answered."""
+        self._pending = {i: p for i, p in self._pending.items() if p[0] != reply.merchant}
+        return reply
 
 
 def _in_background(call: Callable[[], T]) -> "Future[T]":
@@ -144,13 +164,64 @@ def _in_background(call: Callable[[], T]) -> "Future[T]":
     return future
 
 
-def _reply(merchant: str, answer: Message) -> Reply:
-    if answer.has_error():
+def _reply(merchant: str, answer: Message) -> Reply | None:
+    """What an answer says, whatever it is; None where it was lost and may be asked for again."""
+    try:
+        if not answer.has_error():
+            return Reply(merchant, message=from_record(answer.content))
+        if answer.error.code in _LOST:
+            return None
         # Our client's one-line error as Flower wraps it, or the SuperLink's word on a dead node.
         reason = str(answer.error.reason or "no reason given")
         wrapped = _RAISED.fullmatch(reason)
         return Reply(merchant, error=(wrapped[1] if wrapped else reason)[:500])
-    try:
-        return Reply(merchant, message=from_record(answer.content))
     except ProtocolError as error:
         return Reply(merchant, error=str(error))
+    except Exception as error:  # noqa: BLE001 - the last net: nothing of one merchant ends a round
+        return _unreadable(merchant, error)
+
+
+def _unreadable(merchant: str, error: Exception) -> Reply:
+    # Only the error's type: its text may be anything that a merchant wrote.
+    return Reply(merchant, error=f"not a handbill message: unreadable ({type(error).__name__})")
+
+
+class _Room(threading.local):
+    """How many bytes the arrays of the reply that this thread pulls may still hold."""
+
+    left: int | None = None
+
+
+_room = _Room()
+
+
+class _BoundedArray(Array):  # type: ignore[misc]  # flwr carries no types for mypy here
+    """Flower's array, but refused before its pieces are joined where that is too much.
+
+    A reply may name one piece any number of times: a few MiB sent would be any number of GiB here.
+    """
+
+    @classmethod
+    def inflate(cls, object_content: bytes, children: Any = None) -> Array:
+        """As Flower does it, with a limit.
+
+        Raises:
+            ProtocolError: The arrays of this reply are larger than any message may be.
+        """
+        if _room.left is not None:
+            pieces = get_object_children_ids_from_object_content(object_content)
+            wanted = json.loads(get_object_body(object_content, Array))["arraychunk_ids"]
+            _room.left -= sum(len(children[pieces[number]].data) for number in wanted)
+            if _room.left < 0:
+                raise ProtocolError("a reply whose pieces together are over any message's length")
+        return Array.inflate(object_content, children)
+
+
+inflatable_class_registry[Array.__qualname__] = _BoundedArray
+
+
+def _pull(grid: Any, message_id: str) -> Iterable[Message]:
+    """Fetch one reply, on a thread of its own."""
+    _room.left = MAX_MESSAGE_BYTES
+    messages: Iterable[Message] = grid.pull_messages([message_id])
+    return messages

@@ -14,6 +14,7 @@ from typing import Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from handbill.errors import InputError, ProtocolError
+from handbill.federation.fields import read_as
 from handbill.federation.sealed import seal, unseal
 from handbill.generator.artifacts import check_tenant
 
@@ -56,15 +57,13 @@ class Roster:
         roster = cls()
         for number, line in enumerate(lines, start=1):
             try:
-                entry = Entry(**unseal(line.encode(), _KIND, operator))
+                entry = read_as(Entry, unseal(line.encode(), _KIND, operator))
                 check_tenant(entry.merchant)
                 Ed25519PublicKey.from_public_bytes(bytes.fromhex(entry.key))
-            except (InputError, TypeError, ValueError) as error:
-                raise ProtocolError(f"roster, line {number}: malformed") from error
+            except (InputError, ProtocolError, ValueError) as error:
+                raise ProtocolError(f"roster, line {number}: {error}") from error
             if (entry.number, entry.previous) != (number, roster.head):
                 raise ProtocolError(f"roster, line {number}: does not follow the line before")
-            if entry.action not in {"enrol", "revoke"}:
-                raise ProtocolError(f"roster, line {number}: neither enrols nor revokes")
             roster = cls((*roster.lines, line), (*roster.entries, entry))
         return roster
 

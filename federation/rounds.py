@@ -13,6 +13,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from handbill.errors import HandbillError, InputError, ProtocolError, RoundError
+from handbill.federation.fields import printable
 from handbill.federation.messages import (
     AuditHead,
     Compression,
@@ -34,6 +35,17 @@ from handbill.generator.model_specs import ModelSpec
 log = logging.getLogger(__name__)
 
 Fold = Callable[[Report, Tensors], None]
+# What reading and folding raise of what a merchant wrote. Not a full disk or a lost database: those
+# are the server's own troubles, in which nobody's report may be lost.
+_MALFORMED: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _TRAINING: Final = ("train", "share")  # phases in which merchants are given time to train
 # Networks lose messages, and Flower hands one over at most once: after these parts of a phase's time
 # who has not answered is asked again.
@@ -194,6 +206,7 @@ class Exchange:
         return outcome
 
     def _fail(self, merchant: str, error: str) -> None:
+        error = printable(error)  # the words of a merchant, as often as not
         self.outcome.failures[merchant] = error
         log.warning("report_refused", extra={"merchant": merchant, "reason": error})
         if self._on_reply:
@@ -215,6 +228,9 @@ class Exchange:
             fold(report, tensors)
         except HandbillError as error:
             return str(error)
+        except _MALFORMED as error:  # that no check has thought of: one reply ends no round
+            log.exception("report_unreadable", extra={"merchant": reply.merchant})
+            return f"its report cannot be used ({type(error).__name__})"
         outcome.ledger_heads[report.merchant] = report.ledger_head
         if report.privacy:
             outcome.privacy.append(report.privacy)

@@ -1,6 +1,5 @@
 """Short statements signed with an identity key, each kind under a label of its own."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -8,10 +7,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from handbill.errors import ProtocolError
+from handbill.federation.fields import read_object
 from handbill.generator.artifacts import canonical_json
 
 LABEL: Final = b"handbill/v1/"
-_MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 def seal(kind: str, body: Mapping[str, Any], key: Ed25519PrivateKey) -> bytes:
@@ -26,30 +25,13 @@ def unseal(data: bytes, kind: str, key: Ed25519PublicKey) -> dict[str, Any]:
     Raises:
         ProtocolError: Another signer or kind, or not such a statement at all.
     """
-    fields = read(data)
+    fields = read_object(data)
     try:
-        text = str(fields["body"]).encode()
-        key.verify(bytes.fromhex(str(fields["signature"])), _label(kind, text))
-    except (InvalidSignature, KeyError, ValueError) as error:
+        text = fields["body"].encode()
+        key.verify(bytes.fromhex(fields["signature"]), _label(kind, text))
+    except (InvalidSignature, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ProtocolError(f"{kind}: not signed by whom it should be") from error
-    return read(text)
-
-
-def read(data: bytes) -> dict[str, Any]:
-    """A JSON object from an untrusted party.
-
-    Raises:
-        ProtocolError: It is not one, or absurdly long.
-    """
-    if len(data) > _MAX_BYTES:
-        raise ProtocolError(f"statement of {len(data)} bytes is over {_MAX_BYTES}")
-    try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError("statement is not JSON") from error
-    if not isinstance(fields, dict):
-        raise ProtocolError("statement is not an object")
-    return fields
+    return read_object(text)
 
 
 def _label(kind: str, text: bytes) -> bytes:

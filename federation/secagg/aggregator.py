@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from handbill.errors import ProtocolError, RoundError
-from handbill.federation.sealed import read, unseal
+from handbill.federation.fields import read_object
+from handbill.federation.sealed import unseal
 from handbill.federation.secagg.masks import Sign, Words, add_masks
 from handbill.federation.secagg.participant import MOST_PROPOSALS
 from handbill.federation.secagg.ring import Ring
@@ -21,6 +22,8 @@ from handbill.federation.secagg.session import Advert, Session, commitment
 from handbill.federation.secagg.sharing import SECRET_BYTES, Interpolation
 from handbill.generator.artifacts import canonical_json
 
+_SHARE: Final = re.compile(r"[0-9a-f]{132}")
+_CIPHERTEXT: Final = re.compile(r"[A-Za-z0-9+/]{198}==")  # of two shares and a tag
 _MOST_TRIES: Final = 5000  # sets of shares tried before a secret is given up
 
 
@@ -60,6 +63,7 @@ class Aggregator:
         self._ring, self._dimension = ring, dimension
         self._spool = io.BytesIO() if spool is None else spool
         self._adverts: dict[str, bytes] = {}
+        self._keys: set[str] = set()  # advertised
         self._session: Session
         self._shares: dict[str, dict[str, str]] = {}  # giver -> receiver -> ciphertext
         self._total = np.zeros(dimension, np.uint32)
@@ -72,8 +76,16 @@ class Aggregator:
         self._liars: set[str] = set()
 
     def advertised(self, merchant: str, advert: bytes) -> None:
-        """Take a merchant's signed advert."""
-        Advert.read(advert, merchant, self._roster[merchant])
+        """Take a merchant's signed advert.
+
+        Raises:
+            ProtocolError: It is not to be trusted, or holds a key that was advertised before.
+        """
+        read = Advert.read(advert, merchant, self._roster[merchant])
+        keys = {read.encryption, read.masking}
+        if len(keys) < 2 or keys & self._keys:  # for which everybody would refuse the session
+            raise ProtocolError("advert holds a key that was advertised before")
+        self._keys |= keys
         self._adverts[merchant] = advert
 
     def share_request(self) -> bytes:
@@ -89,11 +101,13 @@ class Aggregator:
 
     def shared(self, merchant: str, answer: bytes) -> None:
         """Take a merchant's encrypted shares: one for each other participant."""
-        shares = read(answer).get("shares")
+        shares = read_object(answer).get("shares")
         others = self._session.adverts.keys() - {merchant}
         if not isinstance(shares, dict) or shares.keys() != others:
             raise ProtocolError("not one share for each other participant")
-        self._shares[merchant] = {name: str(text) for name, text in shares.items()}
+        if not all(_matches(_CIPHERTEXT, share) for share in shares.values()):
+            raise ProtocolError("an encrypted share is malformed")
+        self._shares[merchant] = shares
 
     def mask_request(self, merchant: str) -> bytes:
         """What one of those who shared is asked next: the others' shares for it."""
@@ -159,13 +173,13 @@ class Aggregator:
 
     def unmasked(self, merchant: str, answer: bytes) -> None:
         """Take the shares that a merchant holds of what opens this sum."""
-        fields = read(answer)
+        fields = read_object(answer)
         lost = self._shares.keys() - self._survivors
         for name, owners in (("seeds", self._survivors), ("maskings", lost)):
             shares = fields.get(name)
             if not isinstance(shares, dict) or shares.keys() != owners:
                 raise ProtocolError("not one share of each secret that is needed")
-            if not all(_is_share(share) for share in shares.values()):
+            if not all(_matches(_SHARE, share) for share in shares.values()):
                 raise ProtocolError("a share is malformed")
         self._unmasked[merchant] = fields
 
@@ -237,8 +251,8 @@ class Aggregator:
         return self._interpolations[key]
 
 
-def _is_share(share: object) -> bool:
-    return isinstance(share, str) and re.fullmatch(r"[0-9a-f]{132}", share) is not None
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 def _public(masking: bytes) -> str:

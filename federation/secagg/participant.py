@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from handbill.errors import ProtocolError
-from handbill.federation.sealed import read, seal, unseal
+from handbill.federation.fields import read_object
+from handbill.federation.sealed import seal, unseal
 from handbill.federation.secagg.masks import Words, add_masks, derive
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import MIN_COHORT, Session, SessionKeys, agree
@@ -210,7 +211,7 @@ class Participant:
 
 def _texts(data: bytes, name: str) -> dict[str, str]:
     """A table of texts from an untrusted party."""
-    table = read(data).get(name)
+    table = read_object(data).get(name)
     if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
         raise ProtocolError(f"secure aggregation: no sound {name} in the request")
     return table
@@ -218,7 +219,7 @@ def _texts(data: bytes, name: str) -> dict[str, str]:
 
 def _names(data: bytes, name: str) -> set[str]:
     """A list of names from an untrusted party, none of them twice."""
-    listed = read(data).get(name)
+    listed = read_object(data).get(name)
     if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
         raise ProtocolError(f"secure aggregation: no sound {name} in the request")
     if len(set(listed)) < len(listed):

@@ -1,6 +1,7 @@
 """What both sides of a session agree on: its keys, its floors and its transcript."""
 
 import hashlib
+import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from handbill.errors import ProtocolError
+from handbill.federation.fields import read_as
 from handbill.federation.sealed import seal, unseal
 from handbill.federation.secagg.masks import Sign, derive
 from handbill.federation.secagg.ring import MOST_PARTICIPANTS, Ring
 from handbill.generator.artifacts import canonical_json
 
+_ANY_KEY: Final = X25519PrivateKey.generate()
 MIN_COHORT: Final = 5  # fewer may not be summed, whatever a server asks for
 
 
@@ -66,16 +69,18 @@ class Advert:
         """Check a signed advert against the merchant's key of the roster.
 
         Raises:
-            ProtocolError: Signed by another, for another, or malformed.
+            ProtocolError: Signed by another, for another, malformed, or with a key of low order.
         """
-        body = unseal(data, "secagg/advert", key)
-        try:
-            advert = cls(**{name: str(value) for name, value in body.items()})
-            advert.encryption_key(), advert.masking_key()
-        except (TypeError, ValueError) as error:
-            raise ProtocolError(f"advert of {merchant} is malformed") from error
+        advert = read_as(cls, unseal(data, "secagg/advert", key))
         if advert.merchant != merchant:
             raise ProtocolError(f"advert of {advert.merchant[:64]!r} was given out as {merchant}'s")
+        for text in (advert.encryption, advert.masking, advert.commitment):
+            if not re.fullmatch(r"[0-9a-f]{64}", text):
+                raise ProtocolError(f"advert of {merchant} is malformed")
+        # Whether a key is of low order shows with any private key: one who refuses is enough, and
+        # it should be the server, or every merchant of the session would have to.
+        for public in (advert.encryption_key(), advert.masking_key()):
+            agree(_ANY_KEY, public, merchant)
         return advert
 
     def encryption_key(self) -> X25519PublicKey:

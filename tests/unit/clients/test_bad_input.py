@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.clients.merchant import LEDGER_FILE, Merchant, Policy
 from handbill.clients.trainer import Trainer
-from handbill.errors import InputError, NonFiniteUpdateError, PolicyError
+from handbill.errors import InputError, NonFiniteUpdateError, PolicyError, ProtocolError
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
 from handbill.generator.artifacts import load_or_create_key
 from handbill.privacy.ledger import Ledger
@@ -113,7 +113,7 @@ def test_weights_that_are_not_finite_are_refused(shop, value):
 
 def test_weights_of_another_type_are_refused(shop):
     shop.weights = {n: v.astype(np.float64) for n, v in shop.weights.items()}
-    shop.refuses(NonFiniteUpdateError, "not finite numbers")
+    shop.refuses(ProtocolError, "not described as it should be")
 
 
 def test_finite_weights_that_overflow_in_the_model_are_refused(shop):

@@ -1,5 +1,6 @@
 """One round: who does not answer well is left out and named, and the others' round goes on."""
 
+import json
 import time
 from collections import deque
 from dataclasses import replace
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from handbill.errors import HandbillError, InputError, RoundError
 from handbill.federation.aggregation import MeanAccumulator
 from handbill.federation.messages import (
+    MESSAGE_LABEL,
     Instruction,
     Receipt,
     Recipe,
@@ -293,3 +295,88 @@ def test_those_who_fail_are_none_of_the_enough():
     outcome, _ = take(InProcessTransport(merchants(ann=refuses)), enough_reports=3)
     assert outcome.reporters == ["bob", "cem", "dee"]
     assert outcome.failures == {"ann": "my policy says no"}
+
+
+def signed_by(name, header, payload=b""):
+    """What a member of the federation can send who does not use our code."""
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return Signed(header, KEYS[name].sign(MESSAGE_LABEL + header), payload).to_bytes()
+
+
+def spoilt(message, **changes):
+    """A good report of bob's, signed again with other fields of its body."""
+    header = json.loads(Signed.from_bytes(message).header)
+    header["body"] |= changes
+    return signed_by("bob", header, Signed.from_bytes(message).payload)
+
+
+DEEP = json.loads("[" * 200 + "]" * 200)
+STATEMENT = {
+    "merchant": "bob",
+    "epsilon": 1.0,
+    "delta": 1e-5,
+    "steps": 1,
+    "unit": "user-within-one-merchant",
+    "adjacency": "add-remove",
+}
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        lambda good: b"",
+        lambda good: b"\xff" * 100,
+        lambda good: (2**31).to_bytes(4, "big") + bytes(100),
+        lambda good: signed_by("bob", b"[" * 100_000),
+        lambda good: signed_by("bob", {"type": "Report"}),
+        lambda good: spoilt(good, round=True),
+        lambda good: spoilt(good, phase=["train"]),
+        lambda good: spoilt(good, ledger_head=DEEP),
+        lambda good: spoilt(good, **{"\ud800\x1b[31m": 1}),
+        lambda good: spoilt(good, privacy=STATEMENT | {"more": DEEP}),
+        lambda good: spoilt(good, privacy=STATEMENT | {"more": "\x00"}),
+        lambda good: spoilt(good, privacy=STATEMENT | {"steps": 10**400}),
+        lambda good: spoilt(good, privacy=STATEMENT | {"epsilon": 1e400}),
+    ],
+)
+def test_one_merchants_garbage_is_its_own_failure_and_the_round_is_the_others(says):
+    good = Merchant("bob")
+    outcome, total = take(InProcessTransport(merchants(bob=lambda message: says(good(message)))))
+    assert outcome.reporters == ["ann", "cem", "dee"]
+    assert total.count == 3
+    assert list(outcome.failures) == ["bob"]
+    assert outcome.failures["bob"].isprintable()
+
+
+def test_the_helper_that_spoils_reports_makes_good_ones_where_nothing_is_wrong():
+    good = Merchant("bob")
+    bob = lambda message: spoilt(good(message), privacy=STATEMENT)  # noqa: E731
+    assert take(InProcessTransport(merchants(bob=bob)))[0].reporters == list(KEYS)
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, RecursionError, MemoryError, ValueError])
+def test_a_report_malformed_in_a_way_that_no_check_names_is_its_senders_failure(error):
+    def fold(report, tensors):
+        if report.merchant == "bob":
+            raise error("a shopper")
+
+    outcome = run_round(InProcessTransport(merchants()), plan(), WEIGHTS, key=SERVER, fold=fold)
+    assert outcome.reporters == ["ann", "cem", "dee"]
+    assert outcome.failures == {"bob": f"its report cannot be used ({error.__name__})"}
+
+
+def test_a_disk_that_is_full_is_not_a_merchants_failure():
+    def fold(report, tensors):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        run_round(InProcessTransport(merchants()), plan(), WEIGHTS, key=SERVER, fold=fold)
+
+
+def test_what_a_merchant_says_of_its_failure_is_one_line_that_any_database_takes():
+    def bob(message):
+        raise HandbillError("no\x00 day\x1b[31m\nfor \ud800" + "x" * 9999)
+
+    outcome, _ = take(InProcessTransport(merchants(bob=bob)))
+    assert outcome.failures["bob"].startswith("no? day?[31m?for ?xxx")
+    assert len(outcome.failures["bob"]) == 500

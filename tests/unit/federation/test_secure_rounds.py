@@ -16,12 +16,14 @@ from handbill.federation.messages import (
     Recipe,
     Report,
     Signed,
+    attached,
     detach,
     open_signed,
     sign,
 )
 from handbill.federation.roster import Roster
 from handbill.federation.rounds import RoundPlan
+from handbill.federation.sealed import seal, unseal
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secure_rounds import ADVERT, ROSTER, STATEMENT, SecureRound
 from handbill.federation.transport import InProcessTransport
@@ -43,6 +45,7 @@ class Merchant:
         self.home, self.burnt, self.phases = home, 0, []
         self.sums = SecureSums(home, name, self.key, OPERATOR.public_key(), floor=5)
         self.fails_at, self.sees = None, lambda message: message
+        self.says = lambda phase, content: content
 
     def handle(self, message):
         signed = Signed.from_bytes(self.sees(message))
@@ -58,6 +61,7 @@ class Merchant:
             self.sums.put({n: np.full(s, self.value, np.float32) for n, s in SHAPES.items()})
         else:
             content = self.sums.answer(asked, statement)
+        content = self.says(asked.phase, content)
         report = Report(
             merchant=self.name,
             run=asked.run,
@@ -298,3 +302,112 @@ def test_a_group_of_four_is_not_summed(network):
     assert list(group.members) == groups[1]
     assert all("5 to 256" in outcome.failures[name] for name in groups[0])
     assert ADVERT not in net.adverts
+
+
+class Liar:
+    """Says one thing wrong in one phase, by the name of what is in its answer."""
+
+    def __init__(self, phase, what, change):
+        self.phase, self.what, self.change = phase, what, change
+
+    def __call__(self, phase, content):
+        if phase == self.phase and self.what in content:
+            said = self.change(content[self.what].tobytes())
+            content = {**content, **attached(self.what, said)}
+        return content
+
+
+def resealed(merchant, **fields):
+    def change(advert):
+        body = unseal(advert, "secagg/advert", merchant.key.public_key())
+        new = {n: body[v] if v == "encryption" else v for n, v in fields.items()}
+        return seal("secagg/advert", body | new, merchant.key)
+
+    return change
+
+
+def in_json(**fields):
+    return lambda answer: json.dumps(json.loads(answer) | fields).encode()
+
+
+def share(change):
+    """One share of an answer changed."""
+
+    def changed(answer):
+        shares = json.loads(answer)["shares"]
+        return json.dumps({"shares": shares | {"m00": change(shares["m00"])}}).encode()
+
+    return changed
+
+
+DEEP = json.loads("[" * 200 + "]" * 200)
+LIES = {
+    "an advert in UTF-16": lambda m: ("advertise", ADVERT, lambda a: a.decode().encode("utf-16")),
+    "an advert that is none": lambda m: ("advertise", ADVERT, lambda a: b"[" * 50_000),
+    "an advert with one key twice": lambda m: (
+        "advertise",
+        ADVERT,
+        resealed(m, masking="encryption"),
+    ),
+    "a key of low order": lambda m: ("advertise", ADVERT, resealed(m, masking="00" * 32)),
+    "a key for shares of low order": lambda m: (
+        "advertise",
+        ADVERT,
+        resealed(m, encryption="00" * 32),
+    ),
+    "a key that is a list": lambda m: ("advertise", ADVERT, resealed(m, masking=DEEP)),
+    "a commitment that is a text": lambda m: (
+        "advertise",
+        ADVERT,
+        resealed(m, commitment="\u5c0f"),
+    ),
+    "a share that is no text": lambda m: ("share", STATEMENT, share(lambda s: "\ud800")),
+    "a share that is no share": lambda m: ("share", STATEMENT, share(lambda s: s[:-4])),
+    "a share that is deep": lambda m: ("share", STATEMENT, share(lambda s: DEEP)),
+    "a share that is long": lambda m: ("share", STATEMENT, share(lambda s: s * 9999)),
+    "shares that are none": lambda m: ("share", STATEMENT, in_json(shares=7)),
+    "a vector that is noise": lambda m: ("mask", STATEMENT, lambda a: b"\xff" * 99),
+    "a vector that is nothing": lambda m: ("mask", STATEMENT, lambda a: b""),
+    "a vector cut short": lambda m: ("mask", STATEMENT, lambda a: a[:-1]),
+    "an agreement in UTF-16": lambda m: ("agree", STATEMENT, lambda a: a.decode().encode("utf-16")),
+    "an agreement without signature": lambda m: ("agree", STATEMENT, in_json(signature=None)),
+    "an agreement that is deep": lambda m: ("agree", STATEMENT, in_json(body=DEEP)),
+    "shares of secrets that are none": lambda m: ("unmask", STATEMENT, in_json(seeds=DEEP)),
+    "shares of secrets that are short": lambda m: (
+        "unmask",
+        STATEMENT,
+        in_json(seeds={f"m{n:02d}": "ab" for n in range(8)}),
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_garbage_of_one_merchant_in_any_phase_is_its_own_failure(network, lie):
+    net = network(8)
+    liar = net.merchants["m03"]
+    liar.says = Liar(*LIES[lie](liar))
+    outcome, (group,) = net.round(1)
+    assert list(outcome.failures) == ["m03"]
+    phase = liar.says.phase
+    inside = [n for n in net.merchants if n != "m03" or phase == "unmask"]
+    assert list(group.members) == outcome.reporters == inside
+    assert close_to(group.mean, net.mean_of(inside))
+    liar.says = lambda phase, content: content
+    assert net.round(2)[0].reporters == list(net.merchants)
+
+
+def test_anothers_keys_cannot_be_advertised_again(network):
+    net = network(8)
+    keys = {}
+    net.merchants["m02"].says = lambda phase, content: keys.update(content) or content
+
+    def copied(advert):
+        fields = unseal(
+            detach(dict(keys), ADVERT), "secagg/advert", net.merchants["m02"].key.public_key()
+        )
+        return resealed(net.merchants["m03"], encryption=fields["masking"])(advert)
+
+    net.merchants["m03"].says = Liar("advertise", ADVERT, copied)
+    outcome, (group,) = net.round(1)
+    assert outcome.failures == {"m03": "advert holds a key that was advertised before"}
+    assert "m02" in group.members

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from handbill.errors import ProtocolError, RoundError
-from handbill.federation.sealed import read
+from handbill.federation.fields import read_object
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import threshold
 
@@ -144,4 +144,4 @@ def test_what_is_sent_beside_the_vector_is_small(open_session):
     answer = session.participants[session.names[0]].share(request)
     assert len(request) < 60_000
     assert len(answer) < 30_000
-    assert len(read(answer)["shares"]) == 99
+    assert len(read_object(answer)["shares"]) == 99
