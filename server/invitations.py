@@ -9,7 +9,7 @@ from handbill.errors import InputError, PolicyError
 from handbill.federation.invitation import invitation_key, is_proven
 from handbill.generator.artifacts import check_tenant, utc_now
 from handbill.server.records import Invitation
-from handbill.server.repository import Database
+from handbill.server.repository import Database, UnitOfWork
 
 
 def invite(database: Database, merchant: str, *, hours: float) -> str:
@@ -34,20 +34,18 @@ def invite(database: Database, merchant: str, *, hours: float) -> str:
     return invitation
 
 
-def redeem(database: Database, request: Mapping[str, Any]) -> None:
-    """Use the invitation that a request was proven with up; only once, whoever is first.
+def redeem(uow: UnitOfWork, request: Mapping[str, Any]) -> None:
+    """Use the invitation that a request was proven with up, when the caller commits.
 
     Raises:
         PolicyError: It was made with none that is open for this merchant.
     """
     now = datetime.now(UTC)
-    with database.begin() as uow:
-        for invitation in uow.invitations.open_for(str(request["id"])):
-            alive = datetime.fromisoformat(invitation.expires_at) > now
-            if alive and is_proven(request, invitation.key):
-                uow.invitations.use(invitation.key, utc_now())
-                uow.commit()
-                return
+    for invitation in uow.invitations.open_for(str(request["id"])):
+        alive = datetime.fromisoformat(invitation.expires_at) > now
+        if alive and is_proven(request, invitation.key):
+            uow.invitations.use(invitation.key, utc_now())
+            return
     raise PolicyError(
         f"{request['id']}: not proven by an open invitation (none was made, it was used or it has "
         f"expired); make one with `handbill server invite {request['id']}`"

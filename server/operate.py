@@ -1,11 +1,13 @@
 """What the operator does: set up a server, let merchants in, keep it running, train."""
 
 import json
+import logging
 import secrets
 import shutil
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, Final
 
 from handbill.errors import InputError, RoundError
 from handbill.federation.invitation import InvitationLink, kit_digest
+from handbill.federation.logs import configure_logs
 from handbill.federation.metrics_page import metrics_page
 from handbill.federation.supervision import Children, run_until_stopped
 from handbill.generator.base_models import resolve_base
@@ -29,8 +32,11 @@ from handbill.server.registry import open_registry
 from handbill.server.settings import ServerSettings
 from handbill.server.superlink import SuperLink
 
+log = logging.getLogger(__name__)
+
 KIT: Final = "kit"
 RESTARTS: Final = 5
+KEEP_S: Final = 20.0  # a revoked merchant's node is cut off within 60 s
 _STATUS_EVERY_S: Final = 30.0  # the question starts a process of Flower's
 
 
@@ -87,6 +93,9 @@ def invite(home: Path, merchant: str, *, hours: float) -> str:
 def revoke(home: Path, merchant: str) -> None:
     """Take a merchant off the roster; a running SuperLink drops its node within seconds.
 
+    Where that cannot be said to it now, a running server does so in :data:`KEEP_S`, and one that
+    is down when it starts.
+
     Raises:
         MissingError: There is no such merchant.
     """
@@ -109,7 +118,7 @@ def forget(home: Path, merchant: str, *, wait_s: float) -> Forgotten:
     finally:
         registry.database.close()
     _cut_off(superlink, merchant)
-    superlink.forget(merchant)
+    superlink.forget()
     return done
 
 
@@ -128,17 +137,14 @@ def run_server(
         announce: Called once everything is up.
         metrics_port: Where figures and health are shown on this machine; 0 shows none.
     """
+    configure_logs()
     settings = ServerSettings.load(home)
     superlink = SuperLink(home, settings)
     with Children(home / "logs") as children:
         superlink.start(children)
-        registry = open_registry(home)
-        with registry.database.begin() as uow:
-            merchants = uow.merchants.all()
-        registry.database.close()
-        for merchant in merchants:
-            superlink.register(merchant.id, merchant.node_key)
+        superlink.keep_to(_node_keys(home))
         with ExitStack() as stack:
+            stack.enter_context(_kept_to_the_roster(home, superlink))
             if metrics_port:
                 page = metrics_page(
                     metrics_port,
@@ -151,6 +157,41 @@ def run_server(
                 stack.enter_context(open_desk)
             announce(settings)
             run_until_stopped(children)
+
+
+@contextmanager
+def _kept_to_the_roster(home: Path, superlink: SuperLink) -> Iterator[None]:
+    """Look now and then, in a thread, whether the SuperLink lets in whom the roster does.
+
+    Commands tell it at once; what they could not tell, because it was slow or down, is made up for
+    here.
+    """
+    done = threading.Event()
+
+    def keep() -> None:
+        while not done.wait(KEEP_S):
+            try:
+                if superlink.healthy():
+                    superlink.keep_to(_node_keys(home))
+            except Exception:
+                log.exception("roster_not_kept")  # the database may come back in time
+
+    thread = threading.Thread(target=keep, name="roster", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _node_keys(home: Path) -> dict[str, str]:
+    registry = open_registry(home)
+    try:
+        with registry.database.begin() as uow:
+            return {merchant.id: merchant.node_key for merchant in uow.merchants.all()}
+    finally:
+        registry.database.close()
 
 
 def new_run_id() -> str:

@@ -79,12 +79,16 @@ class Registry:
 
     def enrol(self, merchant: Merchant, *, actor: str = "operator") -> None:
         """Put a merchant on the roster, or renew its keys."""
-        check_tenant(merchant.id)
         with self.database.begin() as uow:
-            uow.merchants.put(merchant)
-            complete_roster(uow.merchants, self._key)
-            facts = sha256_digest(canonical_json(asdict(merchant)))
-            self.record(uow, actor, "merchant.enrol", merchant.id, facts)
+            self.enrol_in(uow, merchant, actor=actor)
+
+    def enrol_in(self, uow: UnitOfWork, merchant: Merchant, *, actor: str = "operator") -> None:
+        """As :meth:`enrol`, and commit with it what else the unit of work holds."""
+        check_tenant(merchant.id)
+        uow.merchants.put(merchant)
+        complete_roster(uow.merchants, self._key)
+        facts = sha256_digest(canonical_json(asdict(merchant)))
+        self.record(uow, actor, "merchant.enrol", merchant.id, facts)
 
     def revoke(self, merchant_id: str, *, actor: str = "operator") -> None:
         """Take a merchant off the roster; its committed contributions stay."""

@@ -4,31 +4,53 @@ The SuperLink runs with ``--isolation process`` and a SuperExec of its own: in t
 SuperLink comes back and the run goes on. Its control interface has no authentication, so it
 listens where ``server.toml`` says, loopback by default; merchants elsewhere come in through a
 proxy that passes only ``/v1/fleet/`` (docs/operations.md).
+
+Which nodes are let in is read from Flower's own database and kept nowhere else: several processes
+let merchants in and put them out, and any may die, so a second list would come to say otherwise.
 """
 
 import json
+import logging
 import os
 import secrets
 import shutil
 import sqlite3
 import ssl
 import subprocess
+import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import tomli_w
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
+from handbill.errors import InputError
 from handbill.federation.flower import FlowerError, flower_environment, program
 from handbill.federation.supervision import QUIET, Children
 from handbill.server.settings import ServerSettings
 
+log = logging.getLogger(__name__)
+
 CONNECTION: Final = "handbill"
-NODES_FILE: Final = "nodes.json"
 HOME_VARIABLE: Final = "HANDBILL_SERVER_HOME"
 _APP: Final = "flower-app"
+_STATE: Final = "state.db"
+_WAIT_S: Final = 30.0  # for whoever writes Flower's database
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A SuperNode that is let in; ``key`` as Flower keeps it."""
+
+    merchant: str
+    id: int
+    key: bytes
 
 
 class SuperLink:
@@ -38,6 +60,7 @@ class SuperLink:
         """Use certificates, state and configuration below ``home``."""
         self.home, self.settings = home.absolute(), settings
         self.folder = self.home / "flower"
+        self._refused: set[tuple[str, str]] = set()  # merchants' node keys, not to be tried again
 
     def start(self, children: Children) -> None:
         """Start SuperLink and SuperExec and wait until they answer."""
@@ -54,7 +77,7 @@ class SuperLink:
                 "--enable-supernode-auth",
                 *("--isolation", "process"),
                 *("--superexec-auth-secret-file", str(self._secret())),
-                *("--database", str(self.folder / "state.db")),
+                *("--database", str(self.folder / _STATE)),
                 "--disable-runtime-dependency-installation",
             ],
             flower_environment(self.folder),
@@ -86,38 +109,75 @@ class SuperLink:
         except (httpx.HTTPError, FileNotFoundError):  # down, or never set up
             return False
 
-    def register(self, merchant: str, node_key: str) -> int:
-        """Let a merchant's SuperNode in; returns its Flower node id.
+    def register(self, merchant: str, node_key: str) -> None:
+        """Let a merchant's SuperNode in, and none that it had with another key.
 
-        Repeating is harmless; a merchant that comes with a new key gets a new node.
+        Repeating is harmless, and so is another process that does the same.
+
+        Raises:
+            FlowerError: The SuperLink does not take it: it takes no node key twice.
+            InputError: It is no node key.
         """
-        nodes, path = self.nodes(), self.folder / f"{merchant}.pub"
-        if merchant in nodes and path.is_file() and path.read_text() == node_key:
-            return nodes[merchant]
-        path.write_text(node_key)
-        answer = self._flwr("supernode", "register", str(path), CONNECTION, "--name", merchant)
-        nodes[merchant] = int(answer["node-id"])
-        self._keep(nodes)
-        return nodes[merchant]
+        key = _as_kept(node_key)
+        before = [node for node in self._nodes() if node.merchant == merchant]
+        if not any(node.key == key for node in before):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "node.pub"
+                path.write_text(node_key)
+                try:
+                    self._flwr("supernode", "register", str(path), CONNECTION, "--name", merchant)
+                except FlowerError:
+                    if not any(node.key == key for node in self._nodes()):
+                        raise  # no other process was faster
+        for node in before:
+            if node.key != key:
+                self._cut_off(node)
 
     def unregister(self, merchant: str) -> None:
-        """Cut a merchant's SuperNode off; its node key can never be registered again."""
-        nodes = self.nodes()
-        node = nodes.pop(merchant, None)
-        if node is not None:
-            self._flwr("supernode", "unregister", str(node), CONNECTION)
-            self._keep(nodes)
+        """Cut a merchant's SuperNode off; its node key can never be registered again.
 
-    def forget(self, merchant: str) -> None:
-        """Remove a merchant's node key, and what was delivered from Flower's state.
+        Raises:
+            FlowerError: It could not be.
+        """
+        for node in self._nodes():
+            if node.merchant == merchant:
+                self._cut_off(node)
+
+    def keep_to(self, roster: Mapping[str, str]) -> None:
+        """Let in the SuperNodes of these merchants and nobody else's, whatever was missed before.
+
+        One that cannot be is logged by name, and the others are served.
+
+        Args:
+            roster: The node key of each merchant.
+        """
+        nodes = self._nodes()
+        for node in nodes:
+            if node.merchant not in roster:
+                try:
+                    self._cut_off(node)
+                except FlowerError as error:
+                    log.error("node_not_cut_off", extra=_why(node.merchant, error))  # noqa: TRY400 - its text says all
+        there = {(node.merchant, node.key) for node in nodes}
+        for merchant, node_key in roster.items():
+            if (merchant, node_key) in self._refused:
+                continue
+            try:
+                if (merchant, _as_kept(node_key)) not in there:
+                    self.register(merchant, node_key)
+            except (FlowerError, InputError) as error:
+                self._refused.add((merchant, node_key))
+                log.error("node_not_let_in", extra=_why(merchant, error))  # noqa: TRY400 - as above
+
+    def forget(self) -> None:
+        """Remove what was delivered to and from merchants from Flower's state.
 
         Flower deletes a message once it is delivered, which leaves its bytes in free pages.
 
         Raises:
             FlowerError: The state is in use all the time.
         """
-        (self.folder / f"{merchant}.pub").unlink(missing_ok=True)
-        state = self.folder / "state.db"
+        state = self.folder / _STATE
         if not state.is_file():
             return
         try:
@@ -130,12 +190,37 @@ class SuperLink:
             raise FlowerError(f"{state}: in use; stop the server, then forget again")
 
     def nodes(self) -> dict[str, int]:
-        """Flower node id of each registered merchant."""
-        path = self.folder / NODES_FILE
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        """Flower node id of each registered merchant, the newest where it has two."""
+        return {node.merchant: node.id for node in self._nodes()}
 
-    def _keep(self, nodes: dict[str, int]) -> None:
-        (self.folder / NODES_FILE).write_text(json.dumps(nodes, indent=2))
+    def _nodes(self) -> list[_Node]:
+        """Every node that is let in, the oldest first.
+
+        Raises:
+            FlowerError: Flower's database cannot be read.
+        """
+        state = self.folder / _STATE
+        if not state.is_file():
+            return []
+        try:
+            with closing(
+                sqlite3.connect(f"{state.as_uri()}?mode=rw", uri=True, timeout=_WAIT_S)
+            ) as database:
+                rows = database.execute(
+                    "SELECT name, node_id, public_key FROM node WHERE status <> 'unregistered' "
+                    "ORDER BY registered_at"
+                ).fetchall()
+        except sqlite3.Error as error:
+            raise FlowerError(f"{state}: cannot be read ({error})") from error
+        # A node id has 64 bits without a sign, and SQLite's numbers have one.
+        return [_Node(name or "", number % 2**64, key) for name, number, key in rows]
+
+    def _cut_off(self, node: _Node) -> None:
+        try:
+            self._flwr("supernode", "unregister", str(node.id), CONNECTION)
+        except FlowerError:
+            if node in self._nodes():
+                raise  # no other process was faster
 
     def online(self) -> set[str]:
         """Merchants whose SuperNode is connected now."""
@@ -191,3 +276,22 @@ class SuperLink:
         source = Path(handbill.federation.__file__).parent / _APP
         (self.folder / _APP).mkdir(exist_ok=True)
         shutil.copyfile(source / "pyproject.toml", self.folder / _APP / "pyproject.toml")
+
+
+def _as_kept(node_key: str) -> bytes:
+    """A node key in the form in which Flower keeps it.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        key = serialization.load_ssh_public_key(node_key.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InputError(f"not a node key ({error})") from error
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _why(merchant: str, error: Exception) -> dict[str, str]:
+    return {"merchant": merchant, "reason": str(error)}

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.generator.adapters import AdapterSpec, trained_shapes, write_adapter
@@ -16,6 +18,13 @@ from handbill.server.records import Invitation, Merchant, Run
 from handbill.server.registry import Registry
 
 PEM = public_pem(Ed25519PrivateKey.generate().public_key()).decode()
+
+
+def new_node_key(curve=ec.SECP384R1):
+    """What a SuperNode signs with, as it stands in an enrolment request."""
+    public = ec.generate_private_key(curve()).public_key()
+    openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    return public.public_bytes(*openssh).decode()
 
 
 def enrol(registry, merchant):

@@ -70,7 +70,6 @@ def test_forget_asks_first_says_what_is_gone_and_what_stays(home):
 def test_what_flower_delivered_is_not_left_in_its_files(home):
     folder = home / "server" / "flower"
     folder.mkdir()
-    (folder / "shop-a.pub").write_text("node key")
     planted = np.random.default_rng(0).bytes(200_000)
     with sqlite3.connect(folder / "state.db") as database:
         database.execute("PRAGMA journal_mode=WAL")
@@ -86,7 +85,6 @@ def test_what_flower_delivered_is_not_left_in_its_files(home):
     call(server_cli, home, "forget", "shop-a", "--wait", "0", "--yes")
     left = b"".join(path.read_bytes() for path in folder.iterdir())
     assert middle not in left
-    assert not (folder / "shop-a.pub").exists()
 
 
 def test_rotate_export_prune_and_withdraw_from_the_command_line(home, tmp_path):

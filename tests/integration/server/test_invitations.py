@@ -10,19 +10,29 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from handbill.errors import HandbillError, InputError, PolicyError
 from handbill.federation.invitation import invitation_key, prove
 from handbill.generator.artifacts import public_pem
-from handbill.server.invitations import invite, redeem
+from handbill.server import invitations
+from handbill.server.invitations import invite
 from handbill.server.operate import enrol
 from handbill.server.records import Invitation
 from handbill.server.registry import open_registry
 from handbill.server.settings import ServerSettings
+
+from .conftest import new_node_key
 
 pytestmark = pytest.mark.integration
 
 
 def request(merchant="shop-a", invitation="", **changed):
     pem = public_pem(Ed25519PrivateKey.generate().public_key()).decode()
-    asked = {"id": merchant, "name": "A shop", "signing_key": pem, "node_key": "node"} | changed
+    asked = {"id": merchant, "name": "A shop", "signing_key": pem, "node_key": new_node_key()}
+    asked |= changed
     return asked | {"proof": prove(asked, invitation_key(invitation))} if invitation else asked
+
+
+def redeem(database, asked):
+    with database.begin() as uow:
+        invitations.redeem(uow, asked)
+        uow.commit()
 
 
 def test_an_invitation_lets_its_merchant_in_once(registry):
