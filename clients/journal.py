@@ -80,7 +80,9 @@ class Journal:
 
         Two sums that hold it, over different merchants, would give it away by subtraction.
         """
+        faultpoint("journal.burn.before")
         write_durably(self._path(asked).with_suffix(_BURNT), b"")
+        faultpoint("journal.burn.after")
 
     def keep(self, asked: Instruction, update: Tensors, *, prompts: str = "") -> None:
         """Write an update durably; older ones are dropped.

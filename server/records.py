@@ -50,7 +50,12 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One training run: a base model, a recipe and an adapter specification."""
+    """One training run: a base model, a recipe and an adapter specification.
+
+    Attributes:
+        publish: Whether the result is served when it is done.
+        reason: Why it failed.
+    """
 
     id: str
     base_name: str
@@ -60,6 +65,8 @@ class Run:
     started_at: str
     status: RunStatus = "running"
     ended_at: str = ""
+    publish: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

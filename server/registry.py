@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from handbill.errors import ArtifactError, MissingError, RoundError
+from handbill.errors import ArtifactError, InputError, MissingError, RoundError
 from handbill.federation.messages import AuditHead, Receipt
 from handbill.federation.roster import Roster
 from handbill.generator import artifacts
@@ -32,6 +32,7 @@ from handbill.generator.artifacts import (
     sha256_digest,
     utc_now,
 )
+from handbill.generator.model_specs import spec_from_dict, trains
 from handbill.generator.vault import Vault, check_locked
 from handbill.privacy.faults import faultpoint
 from handbill.server.channels import Channels, refuse_revoked
@@ -101,16 +102,41 @@ class Registry:
         return roster
 
     def start_run(self, run: Run, *, actor: str = "server") -> None:
-        """Write that a training run began."""
-        with self.database.begin() as uow:
-            uow.rounds.start_run(run)
-            self.record(uow, actor, "run.start", run.id, run.base_digest)
+        """Write that a training run is under way: a new one, or one that ended and goes on.
 
-    def end_run(self, run_id: str, status: RunStatus, *, actor: str = "server") -> None:
-        """Write how a training run ended."""
+        Raises:
+            InputError: It began with another kind of model.
+        """
         with self.database.begin() as uow:
-            uow.rounds.end_run(run_id, status)
-            self.record(uow, actor, "run.end", run_id, status)
+            known = next((one for one in uow.rounds.runs() if one.id == run.id), None)
+            if known is not None:
+                begun, now = (trains(spec_from_dict(one.adapter)) for one in (known, run))
+                if begun != now:
+                    raise InputError(
+                        f"run {run.id} trains {begun}; continue it with --model {begun}"
+                    )
+                run = replace(known, status="running", ended_at="", reason="", publish=run.publish)
+            if run != known:
+                uow.rounds.put_run(run)
+                self.record(uow, actor, "run.start", run.id, run.base_digest)
+
+    def run(self, run_id: str) -> Run:
+        """Return a run; MissingError if there is none."""
+        with self.database.begin() as uow:
+            return uow.rounds.run(run_id)
+
+    def end_run(
+        self, run_id: str, status: RunStatus, reason: str = "", *, actor: str = "server"
+    ) -> None:
+        """Write how a training run ended.
+
+        Raises:
+            LeaseError: Another coordinator took it over, or it was ended already.
+            MissingError: There is no such run.
+        """
+        with self.database.begin() as uow:
+            uow.rounds.end_run(run_id, status, reason)
+            self.record(uow, actor, "run.end", run_id, f"{status} {reason}".rstrip())
 
     # -- rounds ------------------------------------------------------------------------------
 
