@@ -8,6 +8,7 @@ one private step on a tiny random model, which is counted against them.
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -205,14 +206,14 @@ def ours(world: World, children: Children, *, secure: bool) -> Arm:
 
 
 @contextmanager
-def running_merchants(world: World) -> Iterator[None]:
+def running_merchants(world: World) -> Iterator[Children]:
     """``handbill client run`` for each."""
     with Children(world.home / "logs") as merchants:
         for shop in world.shops:
             _start(merchants, world, shop, "client", "run", "--shop", shop)
         for shop in world.shops:
             _wait_for_log(merchants, world, shop, "is ready")
-        yield
+        yield merchants
 
 
 def measure(world: World, rounds: int) -> dict[str, Arm]:
@@ -246,6 +247,13 @@ def metrics_of(arms: Mapping[str, Arm], rounds: int) -> dict[str, float]:
         found[f"trainer_cpu_s.{name}"] = statistics.median(used.trainers_s) / rounds
         found[f"server_cpu_s.{name}"] = statistics.median(b - a for a, b in pairwise(used.server_s))
     return {name: round(value, 3) for name, value in found.items()}
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _submit(link: SuperLink, app: Path) -> int:

@@ -88,8 +88,10 @@ class Journal:
         Two sums that hold it, over different merchants, would give it away by subtraction, and so
         would anything else that is made of it.
         """
+        faultpoint("journal.burn.before")
         self._path(asked).unlink(missing_ok=True)
         sync_to_disk(self._folder)
+        faultpoint("journal.burn.after")
 
     def keep(self, asked: Instruction, update: Tensors, *, prompts: str = "") -> None:
         """Write an update durably; older ones are dropped.

@@ -142,8 +142,16 @@ class Children:
         return {child.name: child.process.pid for child in self._children}
 
 
-def run_until_stopped(children: Children, *, poll_s: float = 0.5) -> None:
-    """Supervise until SIGTERM or Ctrl-C, then return; the caller stops the children."""
+def run_until_stopped(
+    children: Children, *, poll_s: float = 0.5, also: Callable[[], None] = lambda: None
+) -> None:
+    """Supervise until SIGTERM or Ctrl-C, then return; the caller stops the children.
+
+    Args:
+        children: Are started again when they die.
+        poll_s: How often they are looked after.
+        also: What else is looked after, as often.
+    """
     stopping: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -154,6 +162,7 @@ def run_until_stopped(children: Children, *, poll_s: float = 0.5) -> None:
         signal.signal(number, stop)
     while not stopping:
         children.check()
+        also()
         time.sleep(poll_s)
 
 
@@ -173,6 +182,14 @@ def stop_trees(pids: Sequence[int], *, grace_s: float) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         _signal(left, number)
         _, left = psutil.wait_procs(left, timeout=_KILL_S)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of this machine is there, and not only its exit code."""
+    try:
+        return _is_alive(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def tail(path: Path, lines: int = 8) -> str:

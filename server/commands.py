@@ -179,14 +179,14 @@ def run_server(
         int, typer.Option(help="Show figures for Prometheus and health on this port; 0 does not.")
     ] = 0,
 ) -> None:
-    """Run the server in the foreground until Ctrl-C."""
+    """Run the server in the foreground until Ctrl-C; training that was cut off goes on."""
     from handbill.server.operate import run_server as run
     from handbill.server.settings import ServerSettings
 
     def announce(settings: ServerSettings) -> None:
         typer.echo(f"server ready on {settings.address}; stop with Ctrl-C")
 
-    run(home / "server", announce=announce, metrics_port=metrics_port)
+    run(home / "server", announce=announce, say=typer.echo, metrics_port=metrics_port)
 
 
 @server_cli.command()
@@ -238,13 +238,30 @@ def train(
             elif fact["event"] == "reply" and fact["error"]:
                 bar.console.print(f"{fact['merchant']}: {fact['error']}")
             elif fact["event"] == "stumbled":
-                bar.console.print(f"stopped by {fact['error']}; it is submitted again")
+                bar.console.print(f"stopped by {fact['error']}; it is taken up again")
+            elif fact["event"] == "unreachable":
+                bar.console.print(
+                    "no server answers; the run goes on once `handbill server run` does"
+                )
 
         drive(folder, run, mode=mode, on_event=on_event)
     if as_json:
         typer.echo(json.dumps({"run": run, "rounds": recipe.rounds, "published": publish}))
     else:
         typer.echo(f"run {run} is done: `handbill models list`")
+
+
+@server_cli.command()
+def end(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")],
+    *,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """End a run that is under way, once its round of now is over; what it committed stays."""
+    from handbill.server.operate import end_run
+
+    end_run(home / "server", run)
+    typer.echo(f"ended {run}; go on with it: handbill server train --run {run}")
 
 
 @server_cli.command()

@@ -2,9 +2,10 @@
 
 The holder counts up in its row. Whoever else wants the lease watches that number for
 :data:`EXPIRES_S` of its own monotonic clock: if it stands still the holder is gone, and the lease
-is taken. A holder that was only slow finds out at its next transaction: no round is opened or
-closed any more under a holder that the row does not name (:class:`RoundRepository`), so the worst
-that a wrong guess costs is the attempt that was open.
+is taken; at once if the row names a process of this machine that is not there any more. A holder
+that was only slow finds out at its next transaction: no round is opened or closed any more under
+a holder that the row does not name (:class:`RoundRepository`), so the worst that a wrong guess
+costs is the attempt that was open.
 """
 
 import logging
@@ -15,14 +16,43 @@ import threading
 import time
 from typing import Final, Self
 
-from handbill.errors import RoundError
+from handbill.errors import LeaseError
+from handbill.federation.supervision import lives
 from handbill.server.orm import DatabaseError
+from handbill.server.records import Held
 from handbill.server.repository import Database
 
 log = logging.getLogger(__name__)
 
 BEAT_S: Final = 2.0
 EXPIRES_S: Final = 12.0
+
+
+class Watch:
+    """Tells from the lease's row alone whether its holder is gone."""
+
+    def __init__(self, expires_s: float = EXPIRES_S) -> None:
+        """Nothing was seen yet.
+
+        Args:
+            expires_s: How long a holder's number must stand still.
+        """
+        self._expires_s = expires_s
+        self.seen: Held | None = None
+        self._until = 0.0
+
+    def gone(self, held: Held | None) -> bool:
+        """Whether nobody holds the lease any more, going by what its row says now."""
+        if held is None or _died_here(held.holder):
+            return True
+        if held != self.seen:
+            self.seen, self._until = held, time.monotonic() + self._expires_s
+        return time.monotonic() >= self._until
+
+
+def _died_here(holder: str) -> bool:
+    host, pid, *_ = holder.split("/")
+    return host == socket.gethostname() and not lives(int(pid))
 
 
 class Lease:
@@ -47,7 +77,7 @@ class Lease:
         """Take the lease, waiting for one that nobody holds any more to expire.
 
         Raises:
-            RoundError: Another coordinator is alive.
+            LeaseError: Another coordinator is alive.
         """
         self._take()
         self._database.holder = self.holder
@@ -66,20 +96,20 @@ class Lease:
             log.exception("lease_not_released")
 
     def _take(self) -> None:
-        seen, until = None, time.monotonic() + self._expires_s
+        watch = Watch(self._expires_s)
         while True:
+            before = watch.seen
             with self._database.begin() as uow:
-                now = uow.leases.get()
-                if now is None or (now == seen and time.monotonic() >= until):
+                held = uow.leases.get()
+                if watch.gone(held):
                     uow.leases.put(self.holder)
                     uow.commit()
                     return
-            if seen is not None and now != seen:
-                raise RoundError(
-                    f"another coordinator ({now.holder}) is taking rounds with this database; wait "
-                    f"until it is done, or stop it"
+            if held is not None and before not in {None, held}:
+                raise LeaseError(
+                    f"another coordinator ({held.holder}) is taking rounds with this database; "
+                    f"wait until it is done, or stop it"
                 )
-            seen = now
             time.sleep(self._beat_s / 4)
 
     def _beat(self) -> None:

@@ -19,6 +19,7 @@ from handbill.federation.logs import configure_logs
 from handbill.federation.metrics_page import metrics_page
 from handbill.federation.supervision import Children, run_until_stopped
 from handbill.generator.base_models import resolve_base
+from handbill.generator.model_specs import Trains
 from handbill.server.certificates import make_certificates
 from handbill.server.deletion import Forgotten
 from handbill.server.deletion import forget as erase
@@ -28,16 +29,16 @@ from handbill.server.invitations import invite as make_invitation
 from handbill.server.metrics import server_figures
 from handbill.server.progress import Progress
 from handbill.server.records import Merchant
-from handbill.server.registry import open_registry
+from handbill.server.registry import Registry, open_registry
+from handbill.server.runs import RunKeeper, begin, fail
 from handbill.server.settings import ServerSettings
 from handbill.server.superlink import SuperLink
 
 log = logging.getLogger(__name__)
 
 KIT: Final = "kit"
-RESTARTS: Final = 5
 KEEP_S: Final = 20.0  # a revoked merchant's node is cut off within 60 s
-_STATUS_EVERY_S: Final = 30.0  # the question starts a process of Flower's
+_LOOK_S: Final = 30.0
 
 
 def init_server(home: Path, settings: ServerSettings) -> Path:
@@ -128,13 +129,18 @@ def _cut_off(superlink: SuperLink, merchant: str) -> None:
 
 
 def run_server(
-    home: Path, *, announce: Callable[[ServerSettings], None], metrics_port: int = 0
+    home: Path,
+    *,
+    announce: Callable[[ServerSettings], None],
+    say: Callable[[str], None],
+    metrics_port: int = 0,
 ) -> None:
-    """Run SuperLink and SuperExec in the foreground until SIGTERM or Ctrl-C.
+    """Run SuperLink and SuperExec, and the runs that are under way, until SIGTERM or Ctrl-C.
 
     Args:
         home: The server's folder.
         announce: Called once everything is up.
+        say: Gets a sentence about each run that is taken up.
         metrics_port: Where figures and health are shown on this machine; 0 shows none.
     """
     configure_logs()
@@ -143,6 +149,7 @@ def run_server(
     with Children(home / "logs") as children:
         superlink.start(children)
         superlink.keep_to(_node_keys(home))
+        registry = open_registry(home)
         with ExitStack() as stack:
             stack.enter_context(_kept_to_the_roster(home, superlink))
             if metrics_port:
@@ -156,7 +163,8 @@ def run_server(
                 open_desk = desk(home, host=settings.host, port=settings.enrol_port)
                 stack.enter_context(open_desk)
             announce(settings)
-            run_until_stopped(children)
+            keeper = RunKeeper(registry, superlink, progress=Progress(home), say=say)
+            run_until_stopped(children, also=keeper.look)
 
 
 @contextmanager
@@ -202,43 +210,83 @@ def new_run_id() -> str:
 def drive(
     home: Path, run: str, *, mode: str, on_event: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Submit a run to a running server and follow it to its end.
+    """Have the running server take a run to its end, and follow it.
 
-    When the ServerApp dies it is submitted again, and goes on after the last committed round.
+    The run is the server's: it goes on when this process ends, and when the server was started
+    again.
 
     Args:
         home: The server's folder.
-        run: Our run id; an unfinished one is continued.
+        run: Our run id; one that ended is continued.
         mode: ``train``, ``train-and-publish``, ``train-interest`` or ``ping``.
-        on_event: Called with every fact the run notes.
+        on_event: Called with every fact the run notes, and with ``unreachable`` now and then
+            while no server answers.
 
     Returns:
         The last fact: ``finished`` or ``pinged``.
 
     Raises:
+        InputError: No server answers, or another run is under way.
         RoundError: It failed, with the reason it noted.
     """
-    progress = Progress(home)
-    superlink = SuperLink(home, ServerSettings.load(home))
+    progress, settings = Progress(home), ServerSettings.load(home)
+    superlink = SuperLink(home, settings)
     if not superlink.healthy():
         raise InputError(f"{home}: no server answers; start it with `handbill server run`")
     offset = progress.end()
-    for _ in range(RESTARTS):
+    ended: Callable[[], dict[str, Any] | None]
+    if mode == "ping":
         flower_run = superlink.submit(run, mode=mode)
-        next_look = time.monotonic() + _STATUS_EVERY_S
-        while True:
-            facts, offset = progress.since(offset)
-            for fact in facts:
-                on_event(fact)
-                if fact.get("run") != run:  # of another run, or of a reply
-                    continue
-                if fact["event"] in {"finished", "pinged"}:
-                    return fact
-                if fact["event"] == "failed":
-                    raise RoundError(f"run {run}: {fact['error']}")
-            if time.monotonic() > next_look:
-                if superlink.status(flower_run).startswith("finished"):
-                    break
-                next_look = time.monotonic() + _STATUS_EVERY_S
-            time.sleep(0.2)
-    raise RoundError(f"run {run}: the ServerApp died {RESTARTS} times; see {home / 'logs'}")
+        ended = partial(_ping_ended, superlink, flower_run, run)
+    else:
+        what: Trains = "interest" if mode == "train-interest" else "copy"
+        registry = open_registry(home)
+        begin(registry, settings, run, what=what, publish=mode == "train-and-publish")
+        ended = partial(_run_ended, registry, run)
+    next_look = time.monotonic() + _LOOK_S
+    while True:
+        last = ended() if time.monotonic() > next_look else None
+        facts, offset = progress.since(offset)
+        for fact in facts:
+            on_event(fact)
+            if fact.get("run") != run:  # of another run, or of a reply
+                continue
+            if fact["event"] in {"finished", "pinged"}:
+                return fact
+            if fact["event"] == "failed":
+                raise RoundError(f"run {run}: {fact['error']}")
+        if last is not None:  # whoever ended it died before it could note that
+            return last
+        if time.monotonic() > next_look:
+            if not superlink.healthy():
+                on_event({"event": "unreachable"})
+            next_look = time.monotonic() + _LOOK_S
+        time.sleep(0.2)
+
+
+def _run_ended(registry: Registry, run: str) -> dict[str, Any] | None:
+    now = registry.run(run)
+    if now.status == "failed":
+        raise RoundError(f"run {run}: {now.reason}")
+    return {"event": "finished", "run": run} if now.status == "finished" else None
+
+
+def _ping_ended(superlink: SuperLink, flower_run: int, run: str) -> None:
+    if superlink.healthy() and superlink.status(flower_run).startswith("finished:failed"):
+        raise RoundError(f"run {run}: the ServerApp died; see logs/serverapp.log")
+
+
+def end_run(home: Path, run: str) -> None:
+    """End a run that is under way; what it committed stays.
+
+    Raises:
+        InputError: It is not under way.
+        MissingError: There is no such run.
+    """
+    registry = open_registry(home)
+    try:
+        if (now := registry.run(run)).status != "running":
+            raise InputError(f"run {run} is not under way: {now.status}")
+        fail(registry, Progress(home), run, "ended by the operator")
+    finally:
+        registry.database.close()

@@ -89,6 +89,8 @@ class RunRow(Base):
     status: Mapped[str] = mapped_column(String(16))
     started_at: Mapped[str] = mapped_column(String(40))
     ended_at: Mapped[str] = mapped_column(String(40))
+    publish: Mapped[bool]
+    reason: Mapped[str] = mapped_column(Text)
 
     __table_args__ = (
         CheckConstraint("status IN ('running', 'finished', 'failed')", name="status"),

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from handbill.errors import ArtifactError
 from handbill.generator.artifacts import public_pem
 from handbill.generator.channels import Channel, read_channel, write_channel
+from handbill.privacy.faults import faultpoint
 from handbill.server.audit import sign_head
 from handbill.server.records import Publication
 from handbill.server.repository import UnitOfWork
@@ -65,6 +66,7 @@ class Outbox:
         if head is not None:
             temporary = self._root / f"{HEAD_FILE}.new"
             temporary.write_bytes(sign_head(head, self._key))
+            faultpoint("outbox.head.before_rename")
             temporary.replace(self._root / HEAD_FILE)
 
     def write_channel(self, uow: UnitOfWork, tenant: str) -> tuple[Channel, bool]:
@@ -79,5 +81,6 @@ class Outbox:
         except ArtifactError:
             found = None  # damaged or forged: write it again
         if found != wanted:
+            faultpoint("outbox.channel.before")
             write_channel(self._root, wanted, self._key)
         return wanted, found != wanted

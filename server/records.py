@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
-from handbill.errors import RoundError
+from handbill.errors import InputError, RoundError
 from handbill.generator.artifacts import canonical_json, sha256_digest
+from handbill.generator.model_specs import spec_from_dict, trains
 
 Stage = Literal["warmup", "global", "personal"]
 RoundStatus = Literal["open", "committed", "abandoned"]
@@ -50,7 +51,12 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One training run: a base model, a recipe and an adapter specification."""
+    """One training run: a base model, a recipe and an adapter specification.
+
+    Attributes:
+        publish: Whether the result is served when it is done.
+        reason: Why it failed.
+    """
 
     id: str
     base_name: str
@@ -60,6 +66,27 @@ class Run:
     started_at: str
     status: RunStatus = "running"
     ended_at: str = ""
+    publish: bool = False
+    reason: str = ""
+
+    def check_terms(self, now: "Run") -> None:
+        """Refuse to go on with this run on other terms: its merchants would, each by itself.
+
+        Raises:
+            InputError: Naming what it began with.
+        """
+        kind, other = (trains(spec_from_dict(run.adapter)) for run in (self, now))
+        if kind != other:
+            raise InputError(f"run {self.id} trains {kind}; continue it with --model {kind}")
+        before, after = (
+            {**run.recipe, **run.adapter, "base": run.base_digest} for run in (self, now)
+        )
+        was = ", ".join(f"{n}={v}" for n, v in before.items() if after.get(n) != v)
+        if was:
+            raise InputError(
+                f"run {self.id} began with {was}; server.toml says otherwise now. Put it back to "
+                "go on, or start a new run"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,10 @@
 """What a crash may have left half done in a registry, put right when a coordinator starts."""
 
-import json
 import logging
 from dataclasses import asdict, dataclass, replace
 
-from handbill.errors import InputError
-from handbill.federation.messages import Recipe
 from handbill.generator.artifacts import utc_now
-from handbill.generator.model_specs import ModelSpec, spec_from_dict, trains
 from handbill.server.audit import removed
-from handbill.server.records import Run
 from handbill.server.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -57,28 +52,3 @@ def recover(registry: Registry, *, actor: str = "server") -> Recovery:
     )
     log.info("registry_recovered", extra=asdict(found))
     return found
-
-
-def check_terms(begun: Run, recipe: Recipe, spec: ModelSpec, *, base_digest: str) -> None:
-    """Refuse to go on with a run on other terms: its merchants would, each by itself.
-
-    Args:
-        begun: The run as it was begun.
-        recipe: What it would go on with.
-        spec: Likewise the form of what is trained.
-        base_digest: Likewise the base model.
-
-    Raises:
-        InputError: Naming what differs.
-    """
-    kind = trains(spec_from_dict(begun.adapter))
-    if kind != trains(spec):
-        raise InputError(f"run {begun.id} trains {kind}; continue it with --model {kind}")
-    before = {**begun.recipe, **begun.adapter, "base": begun.base_digest}
-    now = json.loads(json.dumps({**asdict(recipe), **spec.to_dict(), "base": base_digest}))
-    was = ", ".join(f"{n}={before.get(n)}" for n, v in now.items() if before.get(n) != v)
-    if was:
-        raise InputError(
-            f"run {begun.id} began with {was}; server.toml says otherwise now. Put it back to "
-            "go on, or start a new run"
-        )

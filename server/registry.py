@@ -105,16 +105,37 @@ class Registry:
         return roster
 
     def start_run(self, run: Run, *, actor: str = "server") -> None:
-        """Write that a training run began."""
-        with self.database.begin() as uow:
-            uow.rounds.start_run(run)
-            self.record(uow, actor, "run.start", run.id, run.base_digest)
+        """Write that a training run is under way: a new one, or one that ended and goes on.
 
-    def end_run(self, run_id: str, status: RunStatus, *, actor: str = "server") -> None:
-        """Write how a training run ended."""
+        Raises:
+            InputError: It began on other terms.
+        """
         with self.database.begin() as uow:
-            uow.rounds.end_run(run_id, status)
-            self.record(uow, actor, "run.end", run_id, status)
+            known = next((one for one in uow.rounds.runs() if one.id == run.id), None)
+            if known is not None:
+                known.check_terms(run)
+                run = replace(known, status="running", ended_at="", reason="", publish=run.publish)
+            if run != known:
+                uow.rounds.put_run(run)
+                self.record(uow, actor, "run.start", run.id, run.base_digest)
+
+    def run(self, run_id: str) -> Run:
+        """Return a run; MissingError if there is none."""
+        with self.database.begin() as uow:
+            return uow.rounds.run(run_id)
+
+    def end_run(
+        self, run_id: str, status: RunStatus, reason: str = "", *, actor: str = "server"
+    ) -> None:
+        """Write how a training run ended.
+
+        Raises:
+            LeaseError: Another coordinator took it over, or it was ended already.
+            MissingError: There is no such run.
+        """
+        with self.database.begin() as uow:
+            uow.rounds.end_run(run_id, status, reason)
+            self.record(uow, actor, "run.end", run_id, f"{status} {reason}".rstrip())
 
     # -- rounds ------------------------------------------------------------------------------
 

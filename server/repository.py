@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from handbill.errors import MissingError, RoundError
+from handbill.errors import LeaseError, MissingError, RoundError
 from handbill.federation.messages import AuditHead, Receipt
 from handbill.generator.artifacts import utc_now
 from handbill.server import orm
@@ -144,19 +144,23 @@ class RoundRepository:
     def __init__(self, session: Session, holder: str = "") -> None:
         self._session, self._holder = session, holder
 
-    def start_run(self, run: Run) -> None:
-        """Add a run."""
-        self._session.add(orm.RunRow(**asdict(run)))
+    def put_run(self, run: Run) -> None:
+        """Add a run, or replace what is known of it."""
+        self._session.merge(orm.RunRow(**asdict(run)))
         self._session.flush()
 
-    def end_run(self, run_id: str, status: RunStatus) -> None:
-        """Write how a run ended."""
-        row = self._run_row(run_id)
-        row.status, row.ended_at = status, utc_now()
+    def end_run(self, run_id: str, status: RunStatus, reason: str) -> None:
+        """Write how a run ended; LeaseError if this process may not say so."""
+        self._fence(run_id)
+        run = self.run(run_id)
+        self.put_run(replace(run, status=status, ended_at=utc_now(), reason=reason))
 
     def run(self, run_id: str) -> Run:
         """Return one run; MissingError if there is none."""
-        return _record(Run, self._run_row(run_id))
+        row = self._session.get(orm.RunRow, run_id)
+        if row is None:
+            raise MissingError(f"no run {run_id!r}")
+        return _record(Run, row)
 
     def runs(self) -> list[Run]:
         """Return every run, oldest first."""
@@ -167,10 +171,10 @@ class RoundRepository:
         """Add the next attempt at a round.
 
         Raises:
-            RoundError: the round is committed already, another attempt at it is open, or another
-                coordinator took over.
+            RoundError: the round is committed already, or another attempt at it is open.
+            LeaseError: another coordinator took over, or the run was ended.
         """
-        self._fence()
+        self._fence(run)
         attempts = [r for r in self.all(run) if (r.number, r.stage) == (number, stage)]
         attempt = Round(
             run=run,
@@ -194,10 +198,10 @@ class RoundRepository:
         A committed one's ledger heads become the merchants' receipts, but for a warm-up's.
 
         Raises:
-            RoundError: the attempt is not open any more (another coordinator took over), or
-                the round has a committed attempt.
+            RoundError: the attempt is not open any more, or the round has a committed attempt.
+            LeaseError: another coordinator took over, or the run was ended.
         """
-        self._fence()
+        self._fence(attempt.run)
         key = (attempt.run, attempt.number, attempt.stage, attempt.attempt)
         row = orm.RoundRow
         query = (
@@ -249,19 +253,17 @@ class RoundRepository:
         found = self._session.scalars(query).first()
         return None if found is None else _record(Round, found)
 
-    def _fence(self) -> None:
-        held = LeaseRepository(self._session).get() if self._holder else None
-        if self._holder and (held is None or held.holder != self._holder):
-            raise RoundError(
+    def _fence(self, run_id: str) -> None:
+        if not self._holder:
+            return
+        held, run = LeaseRepository(self._session).get(), self._session.get(orm.RunRow, run_id)
+        if held is None or held.holder != self._holder:
+            raise LeaseError(
                 f"another coordinator ({held.holder if held else 'gone by now'}) took over; the "
                 f"last committed round stands"
             )
-
-    def _run_row(self, run_id: str) -> orm.RunRow:
-        row = self._session.get(orm.RunRow, run_id)
-        if row is None:
-            raise MissingError(f"no run {run_id!r}")
-        return row
+        if run is not None and run.status != "running":
+            raise LeaseError(f"run {run_id} was ended: {run.status} {run.reason}".rstrip())
 
 
 class ArtifactRepository:

@@ -9,12 +9,13 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from handbill.errors import HandbillError
+from handbill.errors import HandbillError, LeaseError
 from handbill.federation.grid import GridTransport
 from handbill.federation.logs import configure_logs
-from handbill.generator.model_specs import Trains
+from handbill.generator.model_specs import spec_from_dict, trains
 from handbill.server.progress import Progress
 from handbill.server.registry import open_registry
+from handbill.server.runs import fail
 from handbill.server.settings import ServerSettings
 from handbill.server.superlink import HOME_VARIABLE, SuperLink
 from handbill.server.training import Training
@@ -31,21 +32,28 @@ def main(grid: Grid, context: Context) -> None:
     # Flower drops a ServerApp's output; ours goes beside the other programs' logs.
     configure_logs(home / "logs" / "serverapp.log")
     config: Any = context.run_config
-    run, mode = str(config["run"]), str(config["mode"])
+    run, ping = str(config["run"]), config["mode"] == "ping"
+    registry, progress = open_registry(home), Progress(home)
     try:
         settings = ServerSettings.load(home)
         transport = GridTransport(grid, SuperLink(home, settings).nodes)
-        what: Trains = "interest" if mode == "train-interest" else "copy"
-        training = Training(home, transport, open_registry(home), settings, what=what)
-        if mode == "ping":
-            training.ping(run)
+        if ping:
+            Training(home, transport, registry, settings).ping(run)
         else:
-            training.train(run, publish=mode == "train-and-publish")
-    except HandbillError as error:
-        Progress(home).note("failed", run=run, error=str(error))
+            wanted = registry.run(run)
+            what = trains(spec_from_dict(wanted.adapter))
+            training = Training(home, transport, registry, settings, what=what)
+            training.train(run, publish=wanted.publish)
+    except LeaseError:  # it is for another one to say how the run ended
         raise
-    except Exception as error:  # such as a full disk: whoever follows the run submits it again
-        log.exception("run_failed")
+    except HandbillError as error:
+        if ping:
+            progress.note("failed", run=run, error=str(error))
+        else:
+            fail(registry, progress, run, str(error))
+        raise
+    except Exception as error:  # such as a full disk: the run is taken up again
+        log.exception("run_stumbled")
         with suppress(OSError):
-            Progress(home).note("stumbled", run=run, error=f"{type(error).__name__}: {error}")
+            progress.note("stumbled", run=run, error=f"{type(error).__name__}: {error}")
         raise

@@ -1,6 +1,5 @@
 """What an operator asks first: does it run, who is there, what is it doing, what is served."""
 
-from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +9,9 @@ from rich.table import Table
 
 from handbill.server.certificates import expires_at
 from handbill.server.cohort import quarantined
-from handbill.server.records import Stage, still_published
+from handbill.server.records import still_published
 from handbill.server.registry import open_registry
+from handbill.server.runs import standing
 from handbill.server.settings import ServerSettings
 from handbill.server.superlink import SuperLink
 
@@ -52,16 +52,11 @@ def server_status(home: Path) -> dict[str, Any]:
     }
     if runs:
         last = runs[-1]
-        done = Counter(r.stage for r in rounds if (r.run, r.status) == (last.id, "committed"))
-        planned: dict[Stage, int] = {
-            "warmup": last.recipe.get("warmup_rounds", 0),
-            "global": last.recipe["rounds"],
-            "personal": 1 if last.recipe.get("personal_steps") else 0,
-        }
         facts["last_run"] = {
             "id": last.id,
             "status": last.status,
-            "rounds": {stage: [done[stage], count] for stage, count in planned.items() if count},
+            "reason": last.reason,
+            "rounds": {stage: list(counts) for stage, counts in standing(last, rounds).items()},
         }
     return facts
 
@@ -79,6 +74,8 @@ def as_table(facts: dict[str, Any]) -> RenderableType:
     if run := facts["last_run"]:
         rounds = ", ".join(f"{stage} {done}/{of}" for stage, (done, of) in run["rounds"].items())
         about.add_row("last run", f"{run['id']} {run['status']}: {rounds}")
+        if run["reason"]:
+            about.add_row("", f"{run['reason']}; go on: handbill server train --run {run['id']}")
     about.add_row("served", facts["served_to_everyone"] or "nothing is published")
     merchants = Table("merchant", "name", "connected", "asked")
     for merchant in facts["merchants"]:

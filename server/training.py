@@ -8,7 +8,6 @@ knows Flower or SQL; it speaks to a :class:`~handbill.federation.transport.Trans
 import logging
 import tempfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -16,14 +15,14 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from handbill.errors import MissingError, ProtocolError, RoundError
+from handbill.errors import ProtocolError, RoundError
 from handbill.federation.aggregation import OptimizerState
 from handbill.federation.messages import Report, Stage
 from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.transport import Transport
-from handbill.generator.adapters import AdapterSpec, Tensors, check_tensors, top_layers
-from handbill.generator.artifacts import load_or_create_key, utc_now
+from handbill.generator.adapters import Tensors, check_tensors
+from handbill.generator.artifacts import load_or_create_key
 from handbill.generator.base_models import BaseModel, resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.generator.model_specs import (
@@ -41,10 +40,11 @@ from handbill.server.gate import Gate
 from handbill.server.lease import Lease
 from handbill.server.optimizer_state import load_state, save_state
 from handbill.server.progress import Progress
-from handbill.server.records import Round, Run
+from handbill.server.records import Round
 from handbill.server.records import Stage as RoundStage
-from handbill.server.recovery import check_terms, recover
+from handbill.server.recovery import recover
 from handbill.server.registry import PUBLISHER_KEY, Registry
+from handbill.server.runs import adapter_spec, new_run
 from handbill.server.settings import ServerSettings
 from handbill.server.tracking import Trackers
 from handbill.server.updates import Updates, enough_reports, nothing_to_fold
@@ -103,18 +103,21 @@ class Training:
             InputError: Sums are to be secure, and too few merchants are enrolled for one; or the
                 key-encryption key cannot be used.
             MissingError: There is no key-encryption key.
-            RoundError: A round could not be committed in :data:`ATTEMPTS` attempts, or another
-                coordinator is at work or took over.
+            RoundError: A round could not be committed in :data:`ATTEMPTS` attempts.
+            LeaseError: Another coordinator is at work or took over, or the run was ended.
         """
-        self._cohort.check_size()
-        if self._settings.recipe.personal_steps:
-            self._registry.vault.check()  # before a merchant has paid for what could not be kept
         with Lease(self._registry.database):
+            self._cohort.check_size()
+            if self._settings.recipe.personal_steps:
+                # Before a merchant has paid for what could not be kept.
+                self._registry.vault.check()
             recover(self._registry)
             self._train(run, publish=publish)
 
     def _train(self, run: str, *, publish: bool) -> None:
-        self._start(run)
+        self._registry.start_run(
+            new_run(run, self.base, self.spec, self._settings.recipe, publish=publish)
+        )
         recipe = self._settings.recipe
         stages: dict[RoundStage, int] = {"warmup": recipe.warmup_rounds, "global": recipe.rounds}
         for stage, rounds in stages.items():
@@ -149,23 +152,6 @@ class Training:
         )
         self.progress.note("pinged", run=run, seconds=outcome.seconds, failures=outcome.failures)
         return outcome
-
-    def _start(self, run: str) -> None:
-        try:
-            with self._registry.database.begin() as uow:
-                begun = uow.rounds.run(run)
-            check_terms(begun, self._settings.recipe, self.spec, base_digest=self.base.digest)
-        except MissingError:
-            self._registry.start_run(
-                Run(
-                    id=run,
-                    base_name=self.base.name,
-                    base_digest=self.base.digest,
-                    recipe=asdict(self._settings.recipe),
-                    adapter=self.spec.to_dict(),
-                    started_at=utc_now(),
-                )
-            )
 
     def _plan(
         self,
@@ -384,14 +370,3 @@ class Training:
         for artifact in own:
             self._registry.channels.publish(artifact.tenant, artifact.digest)
         self.progress.note("published", run=run, digest=digest, own=[a.tenant for a in own])
-
-
-def adapter_spec(settings: ServerSettings, base: BaseModel) -> AdapterSpec:
-    """The adapter that the operator's settings describe."""
-    adapter = settings.adapter
-    return AdapterSpec(
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        layers=top_layers(base, adapter.layers),
-        seed=adapter.seed,
-    )

@@ -27,8 +27,9 @@ from handbill.generator.base_models import BaseModel, make_tiny_base, resolve_ba
 from handbill.generator.lora import LoraModel
 from handbill.server import records
 from handbill.server.registry import Registry, open_registry
+from handbill.server.runs import adapter_spec
 from handbill.server.settings import AdapterSettings, SecureAggregation, ServerSettings
-from handbill.server.training import Training, adapter_spec
+from handbill.server.training import Training
 from handbill.simulations.federation_result import (
     MIN_USERS,
     FederationConfig,

@@ -36,8 +36,9 @@ from handbill.generator.base_models import resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.server import records
 from handbill.server.registry import open_registry
+from handbill.server.runs import adapter_spec
 from handbill.server.settings import AdapterSettings, SecureAggregation, ServerSettings
-from handbill.server.training import Training, adapter_spec
+from handbill.server.training import Training
 from handbill.simulations.grammar import SHOPS, Draws, read_vocabulary
 from handbill.simulations.market import write_shop
 from handbill.simulations.served import InProcessService

@@ -50,8 +50,8 @@ def tune(
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     from handbill.generator.base_models import resolve_base
     from handbill.generator.lora import LoraModel
+    from handbill.server.runs import adapter_spec
     from handbill.server.settings import AdapterSettings, ServerSettings
-    from handbill.server.training import adapter_spec
     from handbill.simulations.arms import Settings, load_shops
     from handbill.simulations.tuning import Tuning
 

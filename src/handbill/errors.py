@@ -54,6 +54,10 @@ class RoundError(HandbillError):
     status_code = 409
 
 
+class LeaseError(RoundError):
+    """This process may take no rounds of the run: another one does, or the run was ended."""
+
+
 class BudgetExhaustedError(HandbillError):
     """The next private step would pass the merchant's privacy limit; nothing was spent."""
 

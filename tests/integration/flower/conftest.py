@@ -1,15 +1,12 @@
 """A running federation on this machine: SuperLink, merchants, and how to look into them."""
 
-import asyncio
 import json
-import random
 import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from handbill.privacy.ledger import Ledger
 from handbill.server.operate import enrol, init_server
 from handbill.server.settings import ServerSettings
 from handbill.server.superlink import SuperLink
+from handbill.simulations.network import Network
 
 HANDBILL = (sys.executable, "-m", "handbill.cli")
 
@@ -45,14 +43,6 @@ class Federation:
     def trainer(self, shop):
         """The process of a merchant's trainer."""
         return psutil.Process(json.loads(ask(self.shop(shop), STATUS, wait_s=60))["pid"])
-
-    def server_app(self):
-        """The process in which the server's round runs now."""
-        server = psutil.Process(self.children.pids()["server"])
-        children = server.children(recursive=True)
-        running = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
-        (app,) = (p for p in running if any("flwr-serverapp" in word for word in p.cmdline()))
-        return app
 
     def rounds(self, run):
         """Number and survivors of every committed round, as the database holds them."""
@@ -99,75 +89,6 @@ class Federation:
             text=True,
             check=False,
         )
-
-
-RESENT_S = 1.0
-
-
-class Network:
-    """A wire to a port on this machine that can be slow, cut connections, or be silent for a while.
-
-    Attributes:
-        delay_s: How long each piece takes, one way.
-        lost: The chance that a piece is lost on its way and arrives a second late, sent again.
-        cut: The chance that a connection is cut instead of passing on the next piece.
-        cuts: Connections cut so far.
-    """
-
-    def __init__(self, port):
-        self.delay_s, self.lost, self.cut, self.cuts = 0.0, 0.0, 0.0, 0
-        self.to, self._draws = port, random.Random(46)
-        self._open, self._up = set(), asyncio.Event()
-        self._up.set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-    def __enter__(self):
-        listen = asyncio.start_server(self._connect, "127.0.0.1", 0)
-        self._server = self._loop.run_until_complete(listen)
-        self.port = self._server.sockets[0].getsockname()[1]
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._server.close()
-
-    def part(self, seconds):
-        """Pass nothing on for a while; every connection of before is dead afterwards."""
-
-        def meet():
-            self._up.set()
-            for writer in self._open:
-                writer.transport.abort()
-
-        self._loop.call_soon_threadsafe(self._up.clear)
-        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, meet)
-
-    async def _connect(self, reader, writer):
-        ends = {writer}
-        with suppress(OSError):
-            await self._up.wait()
-            there, back = await asyncio.open_connection("127.0.0.1", self.to)
-            ends.add(back)
-            self._open |= ends
-            await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
-        self._open -= ends
-        for end in ends:
-            end.transport.abort()
-
-    async def _pass(self, reader, writer):
-        while piece := await reader.read(1 << 16):
-            again = RESENT_S if self._draws.random() < self.lost else 0.0
-            await asyncio.sleep(self.delay_s + again)
-            await self._up.wait()
-            if self._draws.random() < self.cut:
-                self.cuts += 1
-                raise ConnectionResetError
-            writer.write(piece)
-            await writer.drain()
-        raise ConnectionResetError  # one side hung up
 
 
 def free_port():

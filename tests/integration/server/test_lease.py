@@ -44,7 +44,7 @@ with Lease(database, beat_s=0.1, expires_s=0.8):
 def database(database_url):
     database = Database(database_url)
     with database.begin() as uow:
-        uow.rounds.start_run(
+        uow.rounds.put_run(
             Run(
                 id="run",
                 base_name="tiny",
@@ -86,11 +86,24 @@ def test_a_second_coordinator_is_refused_while_the_first_lives(database, other):
     assert say_close(other) == "committed"
 
 
-def test_a_dead_coordinators_lease_expires(database, other):
+def test_the_lease_of_a_process_that_died_here_is_free_at_once(database, other):
     other.kill()
+    other.wait()
+    started = time.monotonic()
+    with Lease(database, beat_s=0.1, expires_s=60.0), database.begin() as uow:
+        assert uow.leases.get().holder.split("/")[1] != str(other.pid)
+    assert time.monotonic() - started < 30
+
+
+def test_a_lease_of_another_machine_expires(database, other):
+    other.kill()
+    other.wait()
+    with database.begin() as uow:
+        uow.leases.put(f"elsewhere/{other.pid}/it")
+        uow.commit()
     started = time.monotonic()
     with Lease(database, **QUICK), database.begin() as uow:
-        assert uow.leases.get().holder.split("/")[1] != str(other.pid)
+        assert not uow.leases.get().holder.startswith("elsewhere")
     assert time.monotonic() - started >= QUICK["expires_s"]
 
 

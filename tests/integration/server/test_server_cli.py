@@ -174,11 +174,25 @@ def test_status_says_what_is_there_also_when_nothing_runs(home):
     assert found["answers"] is False
     assert found["certificate_days"] in (364, 365)
     assert found["coordinator"] == ""
-    assert found["last_run"] == {"id": "run-1", "status": "running", "rounds": {"global": [3, 3]}}
+    assert found["last_run"] == {
+        "id": "run-1",
+        "status": "running",
+        "reason": "",
+        "rounds": {"global": [3, 3]},
+    }
     text = call(server_cli, home, "status")
     for word in ("silent on 127.0.0.1:1", "good for 36", "run-1 running: global 3/3"):
         assert word in text
     assert found["served_to_everyone"] in text
+
+
+def test_a_run_that_was_ended_is_shown_with_its_reason(home):
+    ServerSettings(port=1).save(home / "server")
+    call(server_cli, home, "end", "run-1")
+    shown = facts(server_cli, home, "status")["last_run"]
+    assert (shown["status"], shown["reason"]) == ("failed", "ended by the operator")
+    text = " ".join(call(server_cli, home, "status").split())
+    assert "ended by the operator; go on: handbill server train --run run-1" in text
 
 
 def test_who_takes_rounds_now_is_named(home):
