@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from handbill.clients.merchant import SERVER_KEY
 from handbill.clients.secure_sums import ROSTER_FILE, SecureSums
 from handbill.errors import HandbillError, ProtocolError, RoundError
+from handbill.federation import messages
 from handbill.federation.aggregation import robust_mean
 from handbill.federation.messages import (
     Instruction,
@@ -81,10 +82,9 @@ class Merchant:
 class Network:
     """So many merchants, and the server's side of their rounds."""
 
-    def __init__(self, folder, count):
-        self.merchants = {
-            f"m{n:02d}": Merchant(f"m{n:02d}", folder / f"m{n:02d}", n / 100) for n in range(count)
-        }
+    def __init__(self, folder, count, called="m{:02d}"):
+        names = [called.format(n) for n in range(count)]
+        self.merchants = {m: Merchant(m, folder / m, n / 100) for n, m in enumerate(names)}
         self.roster, self.adverts = Roster(), {}
         for name, merchant in self.merchants.items():
             self.enrol(name, merchant.key)
@@ -124,7 +124,7 @@ class Network:
 
 @pytest.fixture
 def network(tmp_path):
-    return lambda count=6: Network(tmp_path, count)
+    return lambda count=6, **given: Network(tmp_path, count, **given)
 
 
 def close_to(mean, value, ring=None):
@@ -411,3 +411,23 @@ def test_anothers_keys_cannot_be_advertised_again(network):
     outcome, (group,) = net.round(1)
     assert outcome.failures == {"m03": "advert holds a key that was advertised before"}
     assert "m02" in group.members
+
+
+@pytest.mark.parametrize("phase", ["advertise", "share", "mask", "agree", "unmask"])
+def test_an_answer_longer_than_a_phase_has_room_for_is_not_read(network, phase):
+    net = network(8)
+    what = ADVERT if phase == "advertise" else STATEMENT
+    net.merchants["m03"].says = Liar(phase, what, lambda answer: answer + b" " * 300_000)
+    outcome, _ = net.round()
+    assert list(outcome.failures) == ["m03"]
+    assert "was not read" in outcome.failures["m03"]
+
+
+@pytest.mark.parametrize("ring", [Ring(bits=24), Ring()])
+def test_answers_of_merchants_with_the_longest_names_have_room(network, monkeypatch, ring):
+    monkeypatch.setattr(messages, "_MAX_HEADER_BYTES", 1024)
+    net = network(12, called="m{:062d}")
+    for name in list(net.merchants)[:3]:
+        net.merchants[name].fails_at = "mask"
+    outcome, _ = net.round(ring=ring)
+    assert len(outcome.reporters) == 9
