@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from handbill.clients.merchant import SERVER_KEY
 from handbill.clients.secure_sums import ROSTER_FILE, SecureSums
 from handbill.errors import HandbillError, ProtocolError, RoundError
-from handbill.federation import messages
+from handbill.federation import secure_rounds
 from handbill.federation.aggregation import robust_mean
 from handbill.federation.messages import (
     Instruction,
@@ -26,7 +26,7 @@ from handbill.federation.roster import Roster
 from handbill.federation.rounds import RoundPlan
 from handbill.federation.sealed import seal, unseal
 from handbill.federation.secagg.ring import Ring
-from handbill.federation.secure_rounds import ADVERT, ROSTER, STATEMENT, SecureRound
+from handbill.federation.secure_rounds import ADVERT, ROSTER, STATEMENT, SecureRound, dimension
 from handbill.federation.transport import InProcessTransport
 from handbill.generator.adapters import AdapterSpec
 from handbill.generator.artifacts import public_pem
@@ -424,10 +424,23 @@ def test_an_answer_longer_than_a_phase_has_room_for_is_not_read(network, phase):
 
 
 @pytest.mark.parametrize("ring", [Ring(bits=24), Ring()])
-def test_answers_of_merchants_with_the_longest_names_have_room(network, monkeypatch, ring):
-    monkeypatch.setattr(messages, "_MAX_HEADER_BYTES", 1024)
-    net = network(12, called="m{:062d}")
-    for name in list(net.merchants)[:3]:
-        net.merchants[name].fails_at = "mask"
-    outcome, _ = net.round(ring=ring)
-    assert len(outcome.reporters) == 9
+def test_each_part_of_an_answer_has_the_room_it_needs(network, ring):
+    net = network(12, called="m{:062d}")  # the longest names
+    sizes = {}
+
+    def measured(phase, content):
+        for what, value in content.items():
+            sizes[phase, what] = max(sizes.get((phase, what), 0), value.nbytes)
+        return content
+
+    for name, merchant in net.merchants.items():
+        merchant.says = measured
+        merchant.fails_at = "mask" if name in list(net.merchants)[:3] else None
+    net.round(ring=ring)
+    shares = 12 * secure_rounds._SHARE_BYTES
+    assert 0 < sizes["share", STATEMENT] < shares
+    assert 0 < sizes["unmask", STATEMENT] < shares
+    vector = dimension(SHAPES) * ring.bits // 8
+    sealed = [sizes[phase, ADVERT] for phase in ("advertise", "unmask")]
+    sealed += [sizes["agree", STATEMENT], sizes["mask", STATEMENT] - vector]
+    assert 0 < max(sealed) < secure_rounds._SEALED_BYTES
