@@ -173,7 +173,8 @@ class Instruction:
         receipt: The merchant's last ledger head that the server committed, None before the first:
             a merchant whose ledger does not hold it has gone back to an older copy.
         audit: Where the operator's audit chain stands, None before its first entry.
-        expires_at: Unix time after which it is not followed; 0 never expires.
+        expires_at: Unix time after which it is not followed. Without one (0) it is a plan that was
+            not sent: no merchant follows it.
         phase: What is asked for now, where the round takes several messages.
         ring: How updates are encoded to be summed securely; None where they are not.
         compression: How an update that is not summed securely is packed.

@@ -444,3 +444,29 @@ def test_each_part_of_an_answer_has_the_room_it_needs(network, ring):
     sealed = [sizes[phase, ADVERT] for phase in ("advertise", "unmask")]
     sealed += [sizes["agree", STATEMENT], sizes["mask", STATEMENT] - vector]
     assert 0 < max(sealed) < secure_rounds._SEALED_BYTES
+
+
+@pytest.mark.parametrize("at", ["mask", "agree", "unmask"])
+def test_an_answer_of_an_earlier_phase_attempt_or_round_is_refused_whatever_it_says(network, at):
+    net = network(8)
+    handle, said = net.merchants["m03"].handle, {}
+
+    def replaying(message):
+        asked, _ = open_signed(Signed.from_bytes(message), OPERATOR.public_key(), Instruction)
+        before = said.get(at) if asked.phase == at else None
+        said[asked.phase] = handle(message)
+        return before or said[asked.phase]
+
+    net.merchants["m03"].handle = replaying
+    net.round(1)
+    assert net.round(1, attempt=1)[0].failures == {"m03": "report is of another attempt"}
+    said[at] = said["share"]
+    assert net.round(2)[0].failures == {"m03": "report is of another round"}
+
+    def of_the_phase_before(message):
+        asked, _ = open_signed(Signed.from_bytes(message), OPERATOR.public_key(), Instruction)
+        said[asked.phase] = handle(message)
+        return said["share"] if asked.phase == at else said[asked.phase]
+
+    net.merchants["m03"].handle = of_the_phase_before
+    assert net.round(3)[0].failures == {"m03": "report is of another phase"}
