@@ -111,19 +111,18 @@ class Trainer:
         """Answer one instruction of the server with one signed report.
 
         Raises:
-            ProtocolError: Not signed by the server, not for this merchant, a replay, expired, weights
-                that cannot be trained from, or the operator's audit chain was changed.
+            ProtocolError: Not signed by the server, not for this merchant, a replay, expired or without an end,
+                weights that cannot be trained from, or the operator's audit chain was changed.
             LedgerError: The server holds a receipt that this ledger does not know.
             PolicyError: The merchant's policy does not allow it.
             BudgetExhaustedError: It would pass the privacy limit; nothing was spent.
         """
         signed = Signed.from_bytes(message)
         asked, given = open_signed(signed, self._server_key, Instruction)
-        weights = {name: value.copy() for name, value in given.items()}  # that torch may write to
         if asked.merchant != self.merchant.id:
             raise ProtocolError("instruction is for another merchant")
-        if asked.expires_at:
-            _check_time(asked.expires_at)
+        _check_time(asked.expires_at)
+        weights = {name: value.copy() for name, value in given.items()}  # that torch may write to
         if asked.audit is not None:
             self._journal.keep_audit_head(asked.audit)
         if asked.receipt is not None:
@@ -365,6 +364,8 @@ def _check_finite(weights: Tensors) -> None:
 
 def _check_time(expires_at: float) -> None:
     """Refuse an instruction of a round that is over: its update would be paid for and not used."""
+    if not expires_at:
+        raise ProtocolError("the instruction does not say when it expires; nothing was spent")
     now = time.time()
     late = now - expires_at
     if late > CLOCK_SKEW_S:

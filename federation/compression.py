@@ -32,6 +32,12 @@ def compress(update: Tensors) -> Tensors:
     return packed
 
 
+def packed_bytes(shapes: Shapes) -> dict[str, int]:
+    """Size of each tensor that :func:`compress` makes of matrices of these shapes."""
+    sizes = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    return sizes | {_SCALE + name: 4 * columns for name, (_, columns) in shapes.items()}
+
+
 def shapes_of(update: Tensors) -> dict[str, tuple[int, int]]:
     """Rows and columns of each matrix."""
     return {name: (value.shape[0], value.shape[1]) for name, value in update.items()}

@@ -11,6 +11,7 @@ as many spaces as let the tensors begin where a processor likes to read them.
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from handbill.errors import InputError, ProtocolError
 from handbill.federation.fields import read_as, read_object
-from handbill.federation.payload import read_tensors, write_tensors
+from handbill.federation.payload import payload_bytes, read_tensors, write_tensors
 from handbill.federation.secagg.ring import Ring
 from handbill.generator.adapters import AdapterSpec, Tensors
 from handbill.generator.artifacts import canonical_json
@@ -172,7 +173,8 @@ class Instruction:
         receipt: The merchant's last ledger head that the server committed, None before the first:
             a merchant whose ledger does not hold it has gone back to an older copy.
         audit: Where the operator's audit chain stands, None before its first entry.
-        expires_at: Unix time after which it is not followed; 0 never expires.
+        expires_at: Unix time after which it is not followed. Without one (0) it is a plan that was
+            not sent: no merchant follows it.
         phase: What is asked for now, where the round takes several messages.
         ring: How updates are encoded to be summed securely; None where they are not.
         compression: How an update that is not summed securely is packed.
@@ -267,19 +269,29 @@ class Signed:
         return b"".join((length, self.header, self.signature, self.payload))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Signed":
+    def from_bytes(cls, data: bytes, *, most: int | None = None) -> "Signed":
         """Cut a message into its parts, the tensors uncopied; nothing in it is trusted yet.
+
+        Args:
+            data: As it came.
+            most: How long it may be, as far as that is known (:func:`most_bytes`).
 
         Raises:
             ProtocolError: It is too long, or too short for its header.
         """
-        if len(data) > MAX_MESSAGE_BYTES:
-            raise ProtocolError(f"message of {len(data)} bytes is over {MAX_MESSAGE_BYTES}")
+        most = MAX_MESSAGE_BYTES if most is None else min(most, MAX_MESSAGE_BYTES)
+        if len(data) > most:
+            raise ProtocolError(f"message of {len(data)} bytes is over {most}, and was not read")
         length = int.from_bytes(data[:4], "big")
         start = 4 + length + _SIGNATURE_BYTES
         if length > _MAX_HEADER_BYTES or len(data) < start:
             raise ProtocolError("message is cut short or its header is too long")
         return cls(data[4 : 4 + length], data[4 + length : start], memoryview(data)[start:])
+
+
+def most_bytes(room: Mapping[str, int]) -> int:
+    """The length of the longest message with such tensors: name to size in bytes."""
+    return 4 + _MAX_HEADER_BYTES + _SIGNATURE_BYTES + payload_bytes(room)
 
 
 M = TypeVar("M", Instruction, Report)

@@ -5,6 +5,7 @@ view of the message's own bytes, once they are known to be exactly what the head
 """
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Final, cast
 
@@ -19,6 +20,7 @@ from handbill.generator.adapters import Tensors
 _TYPES: Final = {
     name: np.dtype(code) for name, code in (("F32", "<f4"), ("I8", "i1"), ("U8", "u1"))
 }
+_ENTRY_BYTES: Final = 128  # of a header, for one tensor: punctuation and at most five numbers
 _MOST_AXES: Final = 8
 _LONGEST: Final = 2**40
 _MALFORMED: Final = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
@@ -27,6 +29,11 @@ _MALFORMED: Final = (AttributeError, KeyError, OverflowError, TypeError, ValueEr
 def write_tensors(tensors: Tensors) -> bytes:
     """One byte string for equal tensors, whatever their order in the dictionary and in memory."""
     return bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}))
+
+
+def payload_bytes(room: Mapping[str, int]) -> int:
+    """The most that tensors take here: name to size in bytes."""
+    return 16 + sum(len(name) + _ENTRY_BYTES + size for name, size in room.items())
 
 
 def read_tensors(data: bytes | memoryview) -> Tensors:

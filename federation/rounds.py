@@ -13,6 +13,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from handbill.errors import HandbillError, InputError, ProtocolError, RoundError
+from handbill.federation.compression import packed_bytes, shapes_of
 from handbill.federation.fields import printable
 from handbill.federation.messages import (
     AuditHead,
@@ -24,6 +25,7 @@ from handbill.federation.messages import (
     Report,
     Signed,
     Stage,
+    most_bytes,
     open_signed,
     sign,
 )
@@ -139,12 +141,25 @@ class Exchange:
         self.outcome = RoundOutcome()
 
     def ask(
-        self, phase: Phase, content: Mapping[str, Tensors], fold: Fold, *, deadline_s: float
+        self,
+        phase: Phase,
+        content: Mapping[str, Tensors],
+        fold: Fold,
+        *,
+        room: Mapping[str, int],
+        deadline_s: float,
     ) -> set[str]:
         """Send each merchant its tensors and hand every good report to ``fold`` as it comes.
 
         Who has not answered after some of the time is asked the same again, to the byte; a
         merchant answers that with the same bytes, for nothing.
+
+        Args:
+            phase: What is asked for.
+            content: Of the message to each merchant that is asked.
+            fold: Called with each verified report and its tensors; may refuse by raising.
+            room: Name and size in bytes of what a good report holds: a longer one is not read.
+            deadline_s: Reports that come later do not count.
 
         Returns:
             The merchants whose reports were good.
@@ -154,6 +169,7 @@ class Exchange:
         expires_at = time.time() + deadline_s
         waiting, good = set(content), set[str]()
         trains = phase in _TRAINING
+        most = most_bytes(room)
         enough = (trains and self._plan.enough_reports) or len(content)
         for part in _AGAIN:
             until = started + part * deadline_s
@@ -171,7 +187,7 @@ class Exchange:
                 if reply.merchant not in waiting:
                     continue
                 waiting.discard(reply.merchant)
-                error = self._take(phase, reply, fold)
+                error = self._take(phase, reply, fold, most)
                 if error:
                     self._fail(reply.merchant, error)
                 else:
@@ -212,14 +228,14 @@ class Exchange:
         if self._on_reply:
             self._on_reply(merchant, error)
 
-    def _take(self, phase: Phase, reply: Reply, fold: Fold) -> str:
+    def _take(self, phase: Phase, reply: Reply, fold: Fold, most: int) -> str:
         """Verify and fold one reply; returns why it was refused, or an empty string."""
         if reply.error:
             return reply.error
         plan, outcome = self._plan, self.outcome
         outcome.bytes_up += len(reply.message)
         try:
-            signed = Signed.from_bytes(reply.message)
+            signed = Signed.from_bytes(reply.message, most=most)
             report, tensors = open_signed(signed, plan.cohort[reply.merchant], Report)
             expected = instruction(plan, reply.merchant, phase)
             for name in ("merchant", "run", "round", "attempt", "stage", "parent", "phase"):
@@ -266,7 +282,16 @@ def run_round(
         fold(report, tensors)
         folded.append(report.merchant)
 
-    exchange.ask("train", dict.fromkeys(plan.cohort, weights), take, deadline_s=plan.deadline_s)
+    room = {name: value.nbytes for name, value in weights.items()}
+    if plan.compression == "int8":
+        room = packed_bytes(shapes_of(weights))
+    exchange.ask(
+        "train",
+        dict.fromkeys(plan.cohort, weights),
+        take,
+        room=room,
+        deadline_s=plan.deadline_s,
+    )
     return exchange.close(folded)
 
 

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 STATEMENT: Final = "secagg"  # what the core says, beside the weights
 ADVERT: Final = "advert"
 ROSTER: Final = "roster"
+_SEALED_BYTES: Final = 2048  # a signed statement of fixed content: an advert is the longest
+_SHARE_BYTES: Final = 512  # an encrypted share, or two in the clear, with the names of its parties
 CONTROL_S: Final = 120.0  # phases without training take seconds
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -174,7 +176,9 @@ class SecureRound:
 
         missing: dict[str, Tensors] = {m: {} for m in merchants if m not in self._adverts}
         if missing:
-            self._exchange.ask("advertise", missing, keep, deadline_s=CONTROL_S)
+            self._exchange.ask(
+                "advertise", missing, keep, room=self._room("advertise"), deadline_s=CONTROL_S
+            )
 
     def _open(
         self, groups: Sequence[Sequence[str]], weights: Tensors, spools: ExitStack
@@ -272,9 +276,18 @@ class SecureRound:
                 self._adverts[report.merchant] = detach(tensors, ADVERT)
             take(of[report.merchant].session, report.merchant, detach(tensors, STATEMENT))
 
-        good = self._exchange.ask(phase, content, fold, deadline_s=deadline_s)
+        good = self._exchange.ask(
+            phase, content, fold, room=self._room(phase), deadline_s=deadline_s
+        )
         for group in groups:
             group.members &= good
+
+    def _room(self, phase: Phase) -> dict[str, int]:
+        """Name and size of what a good answer holds at most."""
+        each = _SHARE_BYTES * len(self._plan.cohort)
+        vector = dimension(self._shapes) * self._ring.bits // 8
+        statement = {"share": each, "mask": vector, "unmask": each}.get(phase, 0)
+        return {STATEMENT: statement + _SEALED_BYTES, ADVERT: _SEALED_BYTES}
 
     def _finish(self, session: Aggregator) -> GroupMean:
         """Open one sum."""

@@ -78,7 +78,7 @@ class Updates:
         """Give weights to everybody of a plan; returns who did not take them, and why."""
         exchange = Exchange(self._transport, plan, key=self._key, on_reply=on_reply)
         content = dict.fromkeys(plan.cohort, weights)
-        exchange.ask("train", content, nothing_to_fold, deadline_s=plan.deadline_s)
+        exchange.ask("train", content, nothing_to_fold, room={}, deadline_s=plan.deadline_s)
         return exchange.outcome.failures
 
     def _one_by_one(

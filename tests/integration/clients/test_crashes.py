@@ -81,6 +81,7 @@ class Shop:
             base_digest=self.base.digest,
             spec=self.model.spec,
             recipe=RECIPE,
+            expires_at=4e9,
         )
         weights = {n: np.zeros(s, np.float32) for n, s in self.model.shapes.items()}
         return sign(asked, weights, SERVER).to_bytes()

@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -202,6 +203,7 @@ def test_an_instruction_that_is_handed_over_again_gets_the_same_answer_for_nothi
         base_digest=base.digest,
         spec=spec,
         recipe=settings.recipe,
+        expires_at=time.time() + 600,
     )
     key = load_or_create_key(federation.server / PUBLISHER_KEY)
     message = sign(asked, zero_update(spec, base), key).to_bytes()

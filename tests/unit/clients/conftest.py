@@ -20,6 +20,7 @@ def instruct(tiny_base, tiny_model):
             "parent": "",
             "base_digest": tiny_base.digest,
             "spec": tiny_model.spec,
+            "expires_at": 4e9,
             **given,
         }
         zeros = {n: np.zeros(s, np.float32) for n, s in tiny_model.shapes.items()}

@@ -197,6 +197,9 @@ def test_an_instruction_that_expired_is_refused_and_clocks_may_differ(shop):
     now = time.time()
     with pytest.raises(ProtocolError, match="expired"):
         shop.ask(expires_at=now - 400)
+    shop.refuses(ProtocolError, "does not say when it expires", expires_at=0.0)
+    with pytest.raises(ProtocolError, match="does not say when it expires"):
+        shop.ask(expires_at=0.0, stage="ping")
     shop.ask(expires_at=now - 200, stage="ping")
     shop.ask(expires_at=now + 3600, stage="ping")
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import struct
+import tracemalloc
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from handbill.errors import ProtocolError
+from handbill.federation.aggregation import MeanAccumulator
 from handbill.federation.fields import printable, read_as, read_object
+from handbill.federation.grid import from_record, to_record
 from handbill.federation.messages import (
     MESSAGE_LABEL,
     AuditHead,
@@ -239,6 +242,21 @@ def test_tensors_are_read_in_place_and_our_own_are_aligned():
             assert np.shares_memory(value, np.frombuffer(message, np.uint8))
             assert value.flags.aligned
             assert not value.flags.writeable
+
+
+def test_a_reply_is_held_once_while_it_is_read_and_added_up():
+    update = {"b": np.ones((1024, 1024), np.float32)}
+    total = MeanAccumulator({"b": (1024, 1024)}, max_norm=1e9)
+    total.add(update)  # the sum's own memory
+    content = to_record(sign(REPORT, update, KEY).to_bytes())
+    tracemalloc.start()
+    try:
+        signed = Signed.from_bytes(from_record(content))
+        total.add(open_signed(signed, KEY.public_key(), Report)[1])
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 0.2 * update["b"].nbytes  # beside the reply itself
 
 
 def test_tensors_of_somebody_who_does_not_align_them_are_read_all_the_same():

@@ -1,5 +1,6 @@
 """One round: who does not answer well is left out and named, and the others' round goes on."""
 
+import hashlib
 import json
 import time
 from collections import deque
@@ -10,7 +11,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.errors import HandbillError, InputError, RoundError
+from handbill.federation import rounds
 from handbill.federation.aggregation import MeanAccumulator
+from handbill.federation.compression import compress
 from handbill.federation.messages import (
     MESSAGE_LABEL,
     Instruction,
@@ -18,9 +21,11 @@ from handbill.federation.messages import (
     Recipe,
     Report,
     Signed,
+    most_bytes,
     open_signed,
     sign,
 )
+from handbill.federation.payload import payload_bytes
 from handbill.federation.rounds import RoundPlan, run_round
 from handbill.federation.transport import InProcessTransport, Reply
 from handbill.generator.adapters import AdapterSpec
@@ -380,3 +385,55 @@ def test_what_a_merchant_says_of_its_failure_is_one_line_that_any_database_takes
     outcome, _ = take(InProcessTransport(merchants(bob=bob)))
     assert outcome.failures["bob"].startswith("no? day?[31m?for ?xxx")
     assert len(outcome.failures["bob"]) == 500
+
+
+def as_long_as_can_be(message, room, *, over=0):
+    """Bob's good report with spaces in its headers wherever they are allowed."""
+    signed = Signed.from_bytes(message)
+    payload = bytes(signed.payload)
+    length = int.from_bytes(payload[:8], "little")
+    spaces = b" " * (payload_bytes(room) - len(payload) + over)
+    head = (length + len(spaces)).to_bytes(8, "little") + payload[8 : 8 + length]
+    payload = head + spaces + payload[8 + length :]
+    header = json.loads(signed.header) | {"payload_sha256": hashlib.sha256(payload).hexdigest()}
+    return signed_by("bob", json.dumps(header).encode().ljust(256 * 1024), payload)
+
+
+@pytest.mark.parametrize("compression", ["none", "int8"])
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_report_longer_than_the_rounds_shapes_allow_is_not_read(monkeypatch, compression, over):
+    update = {"b": np.ones((2, 2), np.float32)}
+    tensors = update if compression == "none" else compress(update)
+    room = {name: value.nbytes for name, value in tensors.items()}
+    good = Merchant("bob", tensors=tensors)
+
+    def bob(message):
+        long = as_long_as_can_be(good(message), room, over=over)
+        assert len(long) == most_bytes(room) + over
+        return long
+
+    everyone = {name: Merchant(name, tensors=tensors) for name in KEYS} | {"bob": bob}
+    opened = []
+
+    def keeping(signed, key, kind):
+        opened.append(key)
+        return open_signed(signed, key, kind)
+
+    monkeypatch.setattr(rounds, "open_signed", keeping)
+    outcome = run_round(
+        InProcessTransport(everyone),
+        plan(compression=compression),
+        WEIGHTS,
+        key=SERVER,
+        fold=lambda *_: None,
+    )
+    if over:
+        assert "was not read" in outcome.failures.pop("bob")
+    assert outcome.failures == {}
+    assert len(opened) == len(KEYS) - over
+
+
+def test_a_ping_has_no_room_for_tensors():
+    bob = Merchant("bob", tensors={"b": np.zeros(70_000, np.float32)})
+    outcome, _ = take(InProcessTransport(merchants(bob=bob)), weights={}, min_reports=1)
+    assert "was not read" in outcome.failures["bob"]

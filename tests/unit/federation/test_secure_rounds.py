@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from handbill.clients.merchant import SERVER_KEY
 from handbill.clients.secure_sums import ROSTER_FILE, SecureSums
 from handbill.errors import HandbillError, ProtocolError, RoundError
+from handbill.federation import secure_rounds
 from handbill.federation.aggregation import robust_mean
 from handbill.federation.messages import (
     Instruction,
@@ -25,7 +26,7 @@ from handbill.federation.roster import Roster
 from handbill.federation.rounds import RoundPlan
 from handbill.federation.sealed import seal, unseal
 from handbill.federation.secagg.ring import Ring
-from handbill.federation.secure_rounds import ADVERT, ROSTER, STATEMENT, SecureRound
+from handbill.federation.secure_rounds import ADVERT, ROSTER, STATEMENT, SecureRound, dimension
 from handbill.federation.transport import InProcessTransport
 from handbill.generator.adapters import AdapterSpec
 from handbill.generator.artifacts import public_pem
@@ -81,10 +82,9 @@ class Merchant:
 class Network:
     """So many merchants, and the server's side of their rounds."""
 
-    def __init__(self, folder, count):
-        self.merchants = {
-            f"m{n:02d}": Merchant(f"m{n:02d}", folder / f"m{n:02d}", n / 100) for n in range(count)
-        }
+    def __init__(self, folder, count, called="m{:02d}"):
+        names = [called.format(n) for n in range(count)]
+        self.merchants = {m: Merchant(m, folder / m, n / 100) for n, m in enumerate(names)}
         self.roster, self.adverts = Roster(), {}
         for name, merchant in self.merchants.items():
             self.enrol(name, merchant.key)
@@ -124,7 +124,7 @@ class Network:
 
 @pytest.fixture
 def network(tmp_path):
-    return lambda count=6: Network(tmp_path, count)
+    return lambda count=6, **given: Network(tmp_path, count, **given)
 
 
 def close_to(mean, value, ring=None):
@@ -411,3 +411,62 @@ def test_anothers_keys_cannot_be_advertised_again(network):
     outcome, (group,) = net.round(1)
     assert outcome.failures == {"m03": "advert holds a key that was advertised before"}
     assert "m02" in group.members
+
+
+@pytest.mark.parametrize("phase", ["advertise", "share", "mask", "agree", "unmask"])
+def test_an_answer_longer_than_a_phase_has_room_for_is_not_read(network, phase):
+    net = network(8)
+    what = ADVERT if phase == "advertise" else STATEMENT
+    net.merchants["m03"].says = Liar(phase, what, lambda answer: answer + b" " * 300_000)
+    outcome, _ = net.round()
+    assert list(outcome.failures) == ["m03"]
+    assert "was not read" in outcome.failures["m03"]
+
+
+@pytest.mark.parametrize("ring", [Ring(bits=24), Ring()])
+def test_each_part_of_an_answer_has_the_room_it_needs(network, ring):
+    net = network(12, called="m{:062d}")  # the longest names
+    sizes = {}
+
+    def measured(phase, content):
+        for what, value in content.items():
+            sizes[phase, what] = max(sizes.get((phase, what), 0), value.nbytes)
+        return content
+
+    for name, merchant in net.merchants.items():
+        merchant.says = measured
+        merchant.fails_at = "mask" if name in list(net.merchants)[:3] else None
+    net.round(ring=ring)
+    shares = 12 * secure_rounds._SHARE_BYTES
+    assert 0 < sizes["share", STATEMENT] < shares
+    assert 0 < sizes["unmask", STATEMENT] < shares
+    vector = dimension(SHAPES) * ring.bits // 8
+    sealed = [sizes[phase, ADVERT] for phase in ("advertise", "unmask")]
+    sealed += [sizes["agree", STATEMENT], sizes["mask", STATEMENT] - vector]
+    assert 0 < max(sealed) < secure_rounds._SEALED_BYTES
+
+
+@pytest.mark.parametrize("at", ["mask", "agree", "unmask"])
+def test_an_answer_of_an_earlier_phase_attempt_or_round_is_refused_whatever_it_says(network, at):
+    net = network(8)
+    handle, said = net.merchants["m03"].handle, {}
+
+    def replaying(message):
+        asked, _ = open_signed(Signed.from_bytes(message), OPERATOR.public_key(), Instruction)
+        before = said.get(at) if asked.phase == at else None
+        said[asked.phase] = handle(message)
+        return before or said[asked.phase]
+
+    net.merchants["m03"].handle = replaying
+    net.round(1)
+    assert net.round(1, attempt=1)[0].failures == {"m03": "report is of another attempt"}
+    said[at] = said["share"]
+    assert net.round(2)[0].failures == {"m03": "report is of another round"}
+
+    def of_the_phase_before(message):
+        asked, _ = open_signed(Signed.from_bytes(message), OPERATOR.public_key(), Instruction)
+        said[asked.phase] = handle(message)
+        return said["share"] if asked.phase == at else said[asked.phase]
+
+    net.merchants["m03"].handle = of_the_phase_before
+    assert net.round(3)[0].failures == {"m03": "report is of another phase"}
