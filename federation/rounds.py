@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from handbill.errors import HandbillError, InputError, ProtocolError, RoundError
+from handbill.errors import HandbillError, InputError, PolicyError, ProtocolError, RoundError
 from handbill.federation.compression import packed_bytes, shapes_of
 from handbill.federation.fields import printable
 from handbill.federation.messages import (
@@ -67,6 +67,7 @@ class RoundPlan:
         ring: How updates are encoded, where only their sum may be learnt.
         compression: How they are packed, where each may be seen.
         enough_reports: So many good reports, and nobody is waited for any more; 0 waits for all.
+        on_roster: Whether a merchant is enrolled with a key, asked whenever a report is taken.
     """
 
     run: str
@@ -85,6 +86,7 @@ class RoundPlan:
     ring: Ring | None = None
     compression: Compression = "none"
     enough_reports: int = 0
+    on_roster: Callable[[str, Ed25519PublicKey], bool] = lambda merchant, key: True  # noqa: ARG005
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_reports <= len(self.cohort):
@@ -236,11 +238,15 @@ class Exchange:
         outcome.bytes_up += len(reply.message)
         try:
             signed = Signed.from_bytes(reply.message, most=most)
-            report, tensors = open_signed(signed, plan.cohort[reply.merchant], Report)
+            key = plan.cohort[reply.merchant]
+            report, tensors = open_signed(signed, key, Report)
             expected = instruction(plan, reply.merchant, phase)
             for name in ("merchant", "run", "round", "attempt", "stage", "parent", "phase"):
                 if getattr(report, name) != getattr(expected, name):
                     raise ProtocolError(f"report is of another {name}")
+            # Who helps to unmask is in a sum that is settled: without it, the others' is lost.
+            if phase != "unmask" and not plan.on_roster(reply.merchant, key):
+                raise PolicyError(f"{reply.merchant}: is revoked; its report counts no more")
             fold(report, tensors)
         except HandbillError as error:
             return str(error)

@@ -10,6 +10,7 @@ from handbill.errors import InputError, RoundError
 from handbill.federation.roster import Roster
 from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.transport import Transport
+from handbill.generator.artifacts import load_public_key
 from handbill.server.records import Round
 from handbill.server.registry import Registry
 from handbill.server.settings import SETTINGS_FILE, ServerSettings
@@ -23,7 +24,8 @@ class Cohort:
     """The merchants of a run, and which of them are there.
 
     Roster and quarantine are looked up before each attempt: who was revoked meanwhile is asked no
-    more.
+    more. And the roster again whenever a report is taken: that of who was revoked meanwhile does not
+    count.
     """
 
     def __init__(self, transport: Transport, registry: Registry, settings: ServerSettings) -> None:
@@ -79,6 +81,12 @@ class Cohort:
                     f"within {WAIT_S:.0f} s, {self._fewest} needed"
                 )
             time.sleep(0.2)
+
+    def on_roster(self, merchant: str, key: Ed25519PublicKey) -> bool:
+        """Whether a merchant is enrolled with this key now, whoever was when the round began."""
+        with self._registry.database.begin() as uow:
+            now = uow.merchants.find(merchant)
+        return now is not None and load_public_key(now.public_key.encode()) == key
 
     def _there(self) -> dict[str, Ed25519PublicKey]:
         online = set(self._transport.merchants()) - self._away

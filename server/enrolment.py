@@ -42,7 +42,7 @@ def admit(home: Path, asked: Any, *, invited: bool) -> Merchant:
     try:
         # One transaction: an invitation is used up only by who is on the roster then.
         with registry.database.begin() as uow:
-            there = {one.id: one for one in uow.merchants.all()}.get(merchant.id)
+            there = uow.merchants.find(merchant.id)
             same = there is not None and _keys(there) == _keys(merchant)
             proven = bool(asked.get("proof")) or invited
             if there is not None and same and proven:

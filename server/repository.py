@@ -58,6 +58,11 @@ class MerchantRepository:
             raise MissingError(f"no merchant {merchant_id!r} is enrolled")
         return _record(Merchant, row)
 
+    def find(self, merchant_id: str) -> Merchant | None:
+        """Return a merchant that is enrolled and not revoked, or None."""
+        row = self._session.get(orm.MerchantRow, merchant_id)
+        return None if row is None or row.revoked_at else _record(Merchant, row)
+
     def revoke(self, merchant_id: str) -> Merchant:
         """Mark a merchant as revoked now, and return it."""
         merchant = replace(self.get(merchant_id), revoked_at=utc_now())

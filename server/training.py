@@ -182,6 +182,7 @@ class Training:
             compression=self._settings.compression if shared and ring is None else "none",
             deadline_s=self._settings.deadline_s,
             ring=ring,
+            on_roster=self._cohort.on_roster,
         )
 
     def _last(self, run: str, stage: RoundStage) -> tuple[int, str, Tensors, OptimizerState]:

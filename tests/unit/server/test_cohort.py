@@ -1,9 +1,14 @@
 """Who is waited for and for how long; who fails again and again is not, in a while."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.errors import HandbillError, RoundError
-from handbill.federation.messages import Recipe
+from handbill.federation.messages import Instruction, Recipe, Signed, open_signed
+from handbill.generator.artifacts import public_pem
 from handbill.server import cohort
 from handbill.server.cohort import quarantined
 from handbill.server.records import Round
@@ -94,6 +99,68 @@ def test_who_is_revoked_in_a_run_is_not_asked_again_and_who_is_enrolled_is(make)
     one.handlers["shop-a"] = handler
     one.train(recipe=Recipe(rounds=4, personal_steps=0, expected_users=8))
     assert ["shop-c" in r.cohort for r in one.rounds()] == [True, False, False, True]
+
+
+def revoked_at(one, shop, phase):
+    """Revoke a shop when it has answered a phase of the first round, before its answer is taken."""
+    handle = one.handlers[shop]
+
+    def late(message):
+        answer = handle(message)
+        asked, _ = open_signed(Signed.from_bytes(message), one.registry.public_key, Instruction)
+        if (asked.round, asked.phase) == (1, phase):
+            one.registry.revoke(shop)
+        return answer
+
+    one.handlers[shop] = late
+
+
+def test_who_is_revoked_while_it_trains_is_not_in_the_rounds_mean(make):
+    one, without = make("one"), make("without")
+    without.registry.revoke("shop-c")
+    revoked_at(one, "shop-c", "train")
+    for each in (one, without):
+        each.train()
+    assert [r.survivors for r in one.rounds()] == [["shop-a", "shop-b"]] * 3
+    ours, theirs = one.weights(3), without.weights(3)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert [f["error"] for f in one.facts("reply") if f["error"]] == [
+        "shop-c: is revoked; its report counts no more"
+    ]
+
+
+def test_a_report_under_a_key_that_was_renewed_meanwhile_does_not_count(make):
+    one = make()
+    honest = one.handlers["shop-c"]
+
+    def renewed(message):
+        answer = honest(message)
+        with one.registry.database.begin() as uow:
+            record = uow.merchants.get("shop-c")
+        pem = public_pem(Ed25519PrivateKey.generate().public_key()).decode()
+        one.registry.enrol(replace(record, public_key=pem))
+        return answer
+
+    one.handlers["shop-c"] = renewed
+    one.train(recipe=Recipe(rounds=1, personal_steps=0, expected_users=8))
+    assert [r.survivors for r in one.rounds()] == [["shop-a", "shop-b"]]
+
+
+@pytest.mark.parametrize("phase", ["share", "mask", "agree"])
+def test_who_is_revoked_until_a_secure_sum_is_agreed_on_is_not_in_it(make, phase):
+    one = make(count=6, secure=True)
+    revoked_at(one, "shop-f", phase)
+    one.train(recipe=Recipe(rounds=2, personal_steps=0, expected_users=8))
+    assert [r.survivors for r in one.rounds()] == [[*SHOPS, "shop-d", "shop-e"]] * 2
+    assert one.rounds("abandoned") == []  # nobody else paid twice
+
+
+def test_who_is_revoked_when_a_secure_sum_is_settled_is_in_it_and_in_no_later_one(make):
+    one = make(count=6, secure=True)
+    revoked_at(one, "shop-f", "unmask")
+    one.train(recipe=Recipe(rounds=2, personal_steps=0, expected_users=8))
+    assert ["shop-f" in r.survivors for r in one.rounds()] == [True, False]
+    assert one.rounds("abandoned") == []
 
 
 def test_a_merchant_that_is_away_between_two_rounds_is_waited_for(one, monkeypatch):
