@@ -161,7 +161,8 @@ class Journal:
             raise ProtocolError(
                 f"the operator's audit chain has changed behind us: entry {known.seq} was "
                 f"{known.hash[:16]}, now it stands at {head.seq}, {head.hash[:16]}. Ask the "
-                f"operator; if a backup was brought back, remove {self._folder / 'audit-head.json'}"
+                f"operator; if a backup was brought back, remove the shop's audit-head.json",
+                path=self._folder / "audit-head.json",
             )
         if head != known:
             write_durably(self._folder / "audit-head.json", json.dumps(asdict(head)).encode())

@@ -11,8 +11,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from handbill.errors import HandbillError
 from handbill.federation.grid import GridTransport
-from handbill.federation.logs import configure_logs
 from handbill.generator.model_specs import Trains
+from handbill.logs import configure_logs
 from handbill.server.progress import Progress
 from handbill.server.registry import open_registry
 from handbill.server.settings import ServerSettings
@@ -46,6 +46,7 @@ def main(grid: Grid, context: Context) -> None:
         raise
     except Exception as error:  # such as a full disk: whoever follows the run submits it again
         log.exception("run_failed")
+        why = getattr(error, "strerror", None) or "see logs/serverapp.log"
         with suppress(OSError):
-            Progress(home).note("stumbled", run=run, error=f"{type(error).__name__}: {error}")
+            Progress(home).note("stumbled", run=run, error=f"{type(error).__name__}: {why}")
         raise
