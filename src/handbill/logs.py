@@ -65,11 +65,11 @@ def without_values(error: BaseException | None) -> str:
 
     The text of one of ours is shown, since it is made to be.
     """
-    return "\n".join(_lines(error))
+    return "\n".join(_lines(error, set()))
 
 
-def _lines(error: BaseException | None) -> Iterator[str]:
-    seen = set[int]()
+def _lines(error: BaseException | None, seen: set[int]) -> Iterator[str]:
+    """Of errors that were not seen: one of a group may have the group itself for its context."""
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         kind = type(error)
@@ -79,7 +79,7 @@ def _lines(error: BaseException | None) -> Iterator[str]:
             yield f"  {frame.f_code.co_filename}:{line} in {frame.f_code.co_qualname}"
         if isinstance(error, BaseExceptionGroup):
             for one in error.exceptions:
-                yield from _lines(one)
+                yield from _lines(one, seen)
         error = error.__cause__ or error.__context__
 
 

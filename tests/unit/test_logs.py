@@ -66,6 +66,16 @@ def test_what_led_to_it_is_said_and_only_our_own_words_are(log_file):
     assert SECRET not in text
 
 
+def test_a_group_whose_member_came_of_it_has_an_end(log_file):
+    configure_logs(log_file)
+    inner = KeyError(SECRET)
+    group = ExceptionGroup(SECRET, [inner])
+    inner.__context__ = group
+    logging.getLogger("handbill.test").error("failed", exc_info=group)
+    assert log_file.read_text().count("ExceptionGroup") == 1
+    assert log_file.read_text().count("KeyError") == 1
+
+
 def test_a_library_with_its_own_handler_writes_no_text_either(log_file):
     configure_logs()
     library = logging.getLogger("a.library.of.its.own")
