@@ -74,10 +74,11 @@ class Budget:
                 held = ledger.find(receipt.head) is not None
         if not held:
             raise LedgerError(
-                f"{self._path}: lacks the head {receipt.head} that the server committed after "
+                f"lacks the head {receipt.head} that the server committed after "
                 f"{receipt.stage} round {receipt.round} of run {receipt.run}: an older ledger was "
                 f"brought back, or the receipt is untrue. Nothing was spent. Bring back the newest "
-                f"copy; if it is lost for good, see lost_ledger_head in docs/runbook.md"
+                f"copy; if it is lost for good, see lost_ledger_head in docs/runbook.md",
+                path=self._path,
             )
         self._journal.keep_receipt(receipt)
 

@@ -21,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from handbill.errors import HandbillError, MissingError
-from handbill.federation.logs import configure_logs
+from handbill.clients.refusals import TrainerError, refusal
+from handbill.errors import HandbillError
 from handbill.federation.messages import MAX_MESSAGE_BYTES
+from handbill.logs import configure_logs
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +36,13 @@ _REFUSED: Final = b"-"
 _CUT: Final = "the trainer's connection was cut; it may have died, see its log"
 
 
-class TrainerError(HandbillError):
-    """The trainer refused, or is not there."""
-
-
 def socket_path(home: Path) -> Path:
     """Where a merchant's trainer listens: a short path only this user can reach."""
     name = hashlib.sha256(str(home.absolute()).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"handbill-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise TrainerError(f"{folder}: belongs to somebody else")
+        raise TrainerError("belongs to somebody else", path=folder)
     return folder / f"{name}.sock"
 
 
@@ -59,8 +56,8 @@ def ask(home: Path, operation: bytes, content: bytes = b"", *, wait_s: float = 0
         wait_s: How long to wait for a trainer that is not there, but may be starting again.
 
     Raises:
-        MissingError: No trainer runs for this home.
-        TrainerError: It refused, or died; the message is safe to show.
+        TrainerError: It refused, died, or does not run for this home. What it refused of a message
+            is said in words for the operator.
     """
     with _connect(home, wait_s) as connection:
         try:
@@ -118,8 +115,8 @@ def _connect(home: Path, wait_s: float) -> socket.socket:
         except OSError as error:
             connection.close()
             if time.monotonic() >= until:
-                raise MissingError(
-                    f"{home}: no trainer runs here; start it with `handbill client run`"
+                raise TrainerError(
+                    "no trainer runs here; start it with `handbill client run`", path=home
                 ) from error
             time.sleep(0.2)
         else:
@@ -130,19 +127,11 @@ def _answer(connection: socket.socket, handlers: dict[bytes, Callable[[bytes], b
     operation, content = _receive(connection)
     try:
         _send(connection, _DONE, handlers[operation](content))
-    except HandbillError as error:
-        log.warning("refused", extra={"reason": str(error)})
-        _send(connection, _REFUSED, str(error).encode())
-    except OSError as error:  # a full disk, say; the system's own words name no file
-        log.exception("trainer_failed")
-        what = os.strerror(error.errno) if error.errno else type(error).__name__
-        text = f"the merchant's machine says: {what}; see its own log"
-        _send(connection, _REFUSED, text.encode())
-    except Exception as error:
-        # The text of a stray exception might hold a row; only its type leaves this process.
-        log.exception("trainer_failed")
-        text = f"the merchant's trainer failed ({type(error).__name__}); see its own log"
-        _send(connection, _REFUSED, text.encode())
+    except Exception as error:  # noqa: BLE001 - logged by refusal
+        said = refusal(error)
+        if isinstance(error, HandbillError) and operation != MESSAGE:
+            said = str(error)  # to the shop itself
+        _send(connection, _REFUSED, said.encode())
 
 
 def _send(connection: socket.socket, kind: bytes, content: bytes) -> None:

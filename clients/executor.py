@@ -9,6 +9,7 @@ everything loaded that a ClientApp needs) and what the task runs
 """
 
 import argparse
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -23,6 +24,7 @@ from flwr.supercore.utils import disable_process_dumping
 from flwr.supernode.runtime import run_clientapp
 
 from handbill.clients.client_app import app
+from handbill.logs import configure_logs
 
 
 class ForkExecutor:
@@ -92,6 +94,8 @@ def main() -> None:
     parser.add_argument("address", help="of the SuperNode's runtime interface, on loopback")
     parser.add_argument("secret", type=Path, help="file that the SuperNode has, too")
     asked = parser.parse_args()
+    configure_logs()  # for the children: their log is this one
+    logging.getLogger("flwr").propagate = False  # Flower writes its lines itself
     _exchange(run_superexec, "get_executor", lambda *_, **__: ForkExecutor())
     _exchange(run_clientapp, "install_from_fab", lambda *_, **__: None)
     _exchange(run_clientapp, "get_load_client_app_fn", lambda *_, **__: lambda *_: app)

@@ -22,6 +22,7 @@ from handbill.generator.artifacts import canonical_json, sync_to_disk, write_dur
 from handbill.privacy.faults import faultpoint
 
 _KEEP: Final = 4  # updates; a round is retried at once or never
+_HEADS: Final = 16  # of the operator's audit chain; one comes with a round
 _ORDER: Final = {"warmup": -1, "global": 0, "personal": 1, "deliver": 2}  # of a run's stages
 
 
@@ -150,25 +151,37 @@ class Journal:
     def keep_audit_head(self, head: AuditHead) -> None:
         """Remember where the operator's audit chain stands.
 
+        A message may have been under way while another came: a head that was seen before is taken
+        for that. What is not beyond the newest and was never seen cannot be told from a chain that
+        was cut back.
+
         Raises:
-            ProtocolError: It stood further, or held another entry there, when it was last seen.
+            ProtocolError: The chain stood further, or held another entry there, when it was last
+                seen.
         """
-        known = self.audit_head()
-        if known is not None and (
-            head.seq < known.seq or (head.seq == known.seq) != (head == known)
-        ):
+        path, seen = self._folder / "audit-head.json", self._audit_heads()
+        if head in seen:
+            return
+        if seen and head.seq <= seen[0].seq:
             raise ProtocolError(
-                f"the operator's audit chain has changed behind us: entry {known.seq} was "
-                f"{known.hash[:16]}, now it stands at {head.seq}, {head.hash[:16]}. Ask the "
-                f"operator; if a backup was brought back, remove {self._folder / 'audit-head.json'}"
+                f"the operator's audit chain has changed behind us: entry {seen[0].seq} was "
+                f"{seen[0].hash[:16]}, now it stands at {head.seq}, {head.hash[:16]}. Ask the "
+                f"operator; if a backup was brought back, remove the shop's audit-head.json",
+                path=path,
             )
-        if head != known:
-            write_durably(self._folder / "audit-head.json", json.dumps(asdict(head)).encode())
+        before = [asdict(one) for one in seen[: _HEADS - 1]]
+        write_durably(path, json.dumps({**asdict(head), "before": before}).encode())
 
     def audit_head(self) -> AuditHead | None:
         """Where the operator's audit chain stood when it was last seen."""
+        return next(iter(self._audit_heads()), None)
+
+    def _audit_heads(self) -> list[AuditHead]:
+        """The heads that were seen last, the newest first."""
         path = self._folder / "audit-head.json"
-        return AuditHead(**json.loads(path.read_text())) if path.is_file() else None
+        newest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        before = newest.pop("before", [])
+        return [AuditHead(**one) for one in (newest, *before) if one]
 
     def keep_clipping_norm(self, run: str, norm: float) -> None:
         """Remember where a run's adaptive clipping norm stands."""

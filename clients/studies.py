@@ -19,7 +19,7 @@ from handbill.clients.merchant import POLICY_FILE, Merchant, Policy
 from handbill.clients.shop import held_out_test
 from handbill.clients.shoppers import SPLIT_LABEL, ShopUsers, own_source
 from handbill.clients.variants import DrawnRows, Variants
-from handbill.errors import InputError, PolicyError
+from handbill.errors import PolicyError
 from handbill.federation.messages import Instruction, Recipe
 from handbill.generator.adapters import Tensors
 from handbill.generator.behaviour import probe_lessons
@@ -105,11 +105,11 @@ class CopyStudy:
         """See :class:`Study`.
 
         Raises:
-            InputError: The shop's instruction leaves no room: its scenarios say so, no row does.
+            PolicyError: The shop's instruction leaves no room: its scenarios say so, no row does.
         """
         rows = self._encode([INVENTED], recipe)
         if not rows:
-            raise InputError(
+            raise PolicyError(
                 f"max_prompt_tokens={recipe.max_prompt_tokens} is too small for this shop's instruction "
                 f"of {INVENTED.request.scenario}; nothing was spent"
             )

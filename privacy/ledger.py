@@ -83,8 +83,9 @@ class Ledger:
         )
         if known_head and not path.exists():
             raise LedgerError(
-                f"{path}: the ledger is gone though it has released something, up to the head "
-                f"{known_head}. Bring back the newest copy before training"
+                f"the ledger is gone though it has released something, up to the head "
+                f"{known_head}. Bring back the newest copy before training",
+                path=path,
             )
         first = seal((), "note", ("", 0, "opened", ""), facts)
         self._file = LedgerFile(path, read_only=read_only, first_row=first.values())
@@ -243,11 +244,12 @@ class Ledger:
             _check_head(self.path, rows, known_head)
             notes = [json.loads(row.event) for row in rows if row.kind == "note"]
             if not notes or notes[0]["format"] != FORMAT:
-                raise LedgerError(f"{self.path}: written by another version of handbill")
+                raise LedgerError("written by another version of handbill", path=self.path)
             if notes[0]["delta"] != self.delta:
                 raise LedgerError(
-                    f"{self.path}: this ledger counts at delta {notes[0]['delta']:.3e}, not "
-                    f"{self.delta:.3e}; delta is fixed for its lifetime, set it in policy.toml"
+                    f"this ledger counts at delta {notes[0]['delta']:.3e}, not "
+                    f"{self.delta:.3e}; delta is fixed for its lifetime, set it in policy.toml",
+                    path=self.path,
                 )
             if notes[-1]["epsilon_limit"] != self.epsilon_limit and not self._read_only:
                 row = seal(rows, "note", ("", 0, "limit", ""), facts)
@@ -260,6 +262,7 @@ class Ledger:
 def _check_head(path: Path, rows: Sequence[Row], known_head: str) -> None:
     if known_head and all(row.hash != known_head for row in rows):
         raise LedgerError(
-            f"{path}: the head {known_head} given out earlier is missing; this is an older "
-            f"or another ledger. Bring back the newest copy before training"
+            f"the head {known_head} given out earlier is missing; this is an older "
+            f"or another ledger. Bring back the newest copy before training",
+            path=path,
         )

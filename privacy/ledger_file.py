@@ -49,7 +49,7 @@ class LedgerFile:
         self._path = path
         self._read_only = read_only
         if read_only and not path.exists():
-            raise LedgerError(f"{path}: there is no ledger yet")
+            raise LedgerError("there is no ledger yet", path=path)
         self._lock = None if read_only else _lock(path)
         try:
             if not path.exists():
@@ -63,7 +63,8 @@ class LedgerFile:
             self._db.execute(f"PRAGMA query_only={'ON' if read_only else 'OFF'}")
         except (OSError, sqlite3.Error) as error:
             self._release()
-            raise LedgerError(f"{path}: cannot be opened as a ledger ({error})") from error
+            why = getattr(error, "strerror", None) or error  # the system's own text names the file
+            raise LedgerError(f"cannot be opened as a ledger ({why})", path=path) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -71,7 +72,7 @@ class LedgerFile:
         try:
             self._db.execute("BEGIN" if self._read_only else "BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            raise LedgerError(f"{self._path}: cannot be used now ({error})") from error
+            raise LedgerError(f"cannot be used now ({error})", path=self._path) from error
         try:
             yield
             self._db.execute("COMMIT")
@@ -80,7 +81,8 @@ class LedgerFile:
                 self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
                 raise LedgerError(
-                    f"{self._path}: could not be read or written ({error}); no noise may be drawn"
+                    f"could not be read or written ({error}); no noise may be drawn",
+                    path=self._path,
                 ) from error
             raise
 
@@ -104,9 +106,9 @@ class LedgerFile:
                 for reading only.
         """
         if self._read_only:
-            raise LedgerError(f"{self._path}: opened for reading only")
+            raise LedgerError("opened for reading only", path=self._path)
         if not self._path.exists() or self._path.stat().st_ino != self._inode:
-            raise LedgerError(f"{self._path}: was moved or replaced while in use; start again")
+            raise LedgerError("was moved or replaced while in use; start again", path=self._path)
 
     def close(self) -> None:
         """Close the database first and give up the lock last."""
@@ -131,7 +133,8 @@ def _lock(path: Path) -> int:
     except BlockingIOError:
         os.close(lock)
         raise LedgerError(
-            f"{path}: another process has this ledger open; stop the shop's other trainer first"
+            "another process has this ledger open; stop the shop's other trainer first",
+            path=path,
         ) from None
     return lock
 

@@ -85,15 +85,17 @@ def check_chain(
         row = Row(**dict(zip(ROW_COLUMNS, values, strict=True)))
         if row.seq != number or row.prev_hash != previous or not _is_sound(row):
             raise LedgerError(
-                f"{path}: row {number} was edited, moved, added or follows a missing row; "
-                f"training stops. Restore the newest good copy of the ledger"
+                f"row {number} was edited, moved, added or follows a missing row; "
+                f"training stops. Restore the newest good copy of the ledger",
+                path=path,
             )
         previous = row.hash
         rows.append(row)
     if not rows or counted != len(rows) or head != previous:
         raise LedgerError(
-            f"{path}: ends at row {len(rows)} where row {counted} is recorded as the last; rows "
-            f"are missing or the head was edited. Restore the newest good copy"
+            f"ends at row {len(rows)} where row {counted} is recorded as the last; rows "
+            f"are missing or the head was edited. Restore the newest good copy",
+            path=path,
         )
     return tuple(rows)
 

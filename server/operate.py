@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from handbill.errors import InputError, RoundError
 from handbill.federation.invitation import InvitationLink, kit_digest
-from handbill.federation.logs import configure_logs
 from handbill.federation.metrics_page import metrics_page
 from handbill.federation.supervision import Children, run_until_stopped
 from handbill.generator.base_models import resolve_base
 from handbill.generator.model_specs import Trains
+from handbill.logs import configure_logs
 from handbill.server.certificates import make_certificates
 from handbill.server.deletion import Forgotten
 from handbill.server.deletion import forget as erase

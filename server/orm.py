@@ -205,7 +205,9 @@ def connect(url: str) -> sa.Engine:
         InputError: not such a URL, or the PostgreSQL driver is not installed.
     """
     try:
-        engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1))
+        engine = sa.create_engine(
+            url.replace("postgresql://", "postgresql+psycopg://", 1), hide_parameters=True
+        )
     except sa.exc.ArgumentError as error:
         raise InputError(
             "the database URL cannot be read; write sqlite:///<file> or "

@@ -11,8 +11,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from handbill.errors import HandbillError, LeaseError
 from handbill.federation.grid import GridTransport
-from handbill.federation.logs import configure_logs
 from handbill.generator.model_specs import spec_from_dict, trains
+from handbill.logs import configure_logs
 from handbill.server.progress import Progress
 from handbill.server.registry import open_registry
 from handbill.server.runs import fail
@@ -54,6 +54,7 @@ def main(grid: Grid, context: Context) -> None:
         raise
     except Exception as error:  # such as a full disk: the run is taken up again
         log.exception("run_stumbled")
+        why = getattr(error, "strerror", None) or "see logs/serverapp.log"
         with suppress(OSError):
-            progress.note("stumbled", run=run, error=f"{type(error).__name__}: {error}")
+            progress.note("stumbled", run=run, error=f"{type(error).__name__}: {why}")
         raise

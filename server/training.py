@@ -176,7 +176,8 @@ class Training:
             recipe=self._settings.recipe,
             cohort=cohort,
             receipts=self._registry.receipts(),
-            audit=self._registry.audit_head(),
+            # A ping needs no lease: it would bring a newer head into the middle of a round.
+            audit=None if stage == "ping" else self._registry.audit_head(),
             min_reports=self._settings.min_reports,
             enough_reports=enough_reports(self._settings, len(cohort), ring) if shared else 0,
             compression=self._settings.compression if shared and ring is None else "none",

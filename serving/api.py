@@ -72,6 +72,7 @@ def create_app(gateway: Gateway, *, answers_request_id: bool = True) -> FastAPI:
     )
     app.state.reports = gateway.reports
     app.add_middleware(Gate, gateway=gateway, answers_request_id=answers_request_id)
+    app.add_middleware(refusals.Unexpected)  # the outermost
     refusals.install(app)
     openapi.complete(app, gateway.config)
     app.include_router(claims_routes(gateway))

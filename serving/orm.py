@@ -159,7 +159,8 @@ def connect(url: str, *, power_safe: bool = True) -> Engine:
         power_safe: Whether SQLite waits for the disk at every commit; without it, a commit survives
             the end of the process only.
     """
-    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    server = not url.startswith("sqlite")
+    engine = create_engine(url, pool_pre_ping=server, hide_parameters=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", partial(_set_up_sqlite, power_safe=power_safe))
     return engine

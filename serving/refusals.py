@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handbill.errors import ArtifactError, HandbillError, MissingError
 from handbill.serving.documented import methods_of
@@ -17,6 +18,7 @@ from handbill.serving.errors import (
     GatewayError,
     InvalidKeyError,
     RateLimitError,
+    UnavailableError,
 )
 
 log = logging.getLogger(__name__)
@@ -81,10 +83,40 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(methods_of(app.openapi(), request.url.path))
         return JSONResponse(body, error.status_code, headers)
 
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        log.error("request_broke", extra={"error": type(error).__name__})
-        return JSONResponse(_body("Internal error.", "server_error", None, "internal_error"), 500)
+
+class Unexpected:
+    """Middleware: an error that nobody raised on purpose ends here, without its text.
+
+    Starlette's handler of such errors raises them once more, for the server to log: Serve's proxy, a
+    process of its own, would write what they quote of a request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request.
+
+        Raises:
+            UnavailableError: The answer broke off after it had begun.
+        """
+        begun = False
+
+        async def noted_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted_send)
+        except Exception:
+            log.exception("request_broke")
+        else:
+            return
+        if begun or scope["type"] != "http":
+            raise UnavailableError("The answer broke off.")  # out here, without what led to it
+        body = _body("Internal error.", "server_error", None, "internal_error")
+        await JSONResponse(body, 500)(scope, receive, send)
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:

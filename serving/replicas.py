@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from handbill.generator.base_models import BaseModel
+from handbill.logs import hide_values
 from handbill.serving.config import ServingConfig
 from handbill.serving.errors import (
     BadRequestError,
@@ -62,6 +63,7 @@ class EngineReplica:
     def __init__(
         self, config: ServingConfig, base: BaseModel | None, *, local: bool = True
     ) -> None:
+        hide_values()
         if local:
             keep_grpc_local()
         import torch
@@ -229,6 +231,7 @@ class RemoteEngine:
 
 def gateway_app(config: ServingConfig, base: BaseModel, *, local: bool = True) -> Any:
     """The gateway's app, made inside its own process."""
+    hide_values()
     if local:
         keep_grpc_local()
     start_tracing(config.traces, "gateway")

@@ -1,5 +1,9 @@
 """What tests of several rooms share: a tiny base model, small shops, merchants' homes."""
 
+import logging
+import sys
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -103,3 +107,20 @@ def random_update():
         }
 
     return draw
+
+
+@pytest.fixture
+def log_file(tmp_path):
+    """A file to configure logs to; how this process logs is as before afterwards."""
+    root, ours = logging.getLogger(), logging.getLogger("handbill")
+    before = root.handlers[:], root.level, ours.level, logging.getLogRecordFactory()
+    hooks = sys.excepthook, threading.excepthook
+    root.handlers = []  # else configure_logs would close them
+    yield tmp_path / "a.log"
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:], level, our_level, factory = before
+    root.setLevel(level)
+    ours.setLevel(our_level)
+    logging.setLogRecordFactory(factory)
+    sys.excepthook, threading.excepthook = hooks

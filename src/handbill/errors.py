@@ -5,13 +5,28 @@ is safe to show (no personal data). The command line prints it in one line and e
 the HTTP service maps ``status_code``.
 """
 
+from pathlib import Path
 from typing import ClassVar
 
 
 class HandbillError(Exception):
-    """Base of every error handbill raises on purpose."""
+    """Base of every error handbill raises on purpose.
+
+    Attributes:
+        told: The message as another party may read it: without where a file lies on this machine.
+    """
 
     status_code: ClassVar[int] = 500
+
+    def __init__(self, message: str = "", *, path: Path | None = None) -> None:
+        """Say what was refused.
+
+        Args:
+            message: What, and what to do.
+            path: The file it is about, on this machine; set before the message.
+        """
+        super().__init__(f"{path}: {message}" if path else message)
+        self.told = message
 
 
 class InputError(HandbillError):

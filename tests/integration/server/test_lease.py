@@ -1,5 +1,6 @@
 """One coordinator at a time, on SQLite and PostgreSQL."""
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -84,6 +85,23 @@ def test_a_second_coordinator_is_refused_while_the_first_lives(database, other):
     with pytest.raises(RoundError, match="another coordinator"), Lease(database, **QUICK):
         pass
     assert say_close(other) == "committed"
+
+
+@pytest.mark.timeout(60)
+def test_a_wall_clock_that_jumps_neither_frees_a_lease_nor_keeps_one(database, other, monkeypatch):
+    hours = itertools.cycle([3600.0, -3600.0, 0.0])
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + next(hours))
+    with pytest.raises(RoundError, match="another coordinator"), Lease(database, **QUICK):
+        pass
+    other.kill()
+    other.wait()
+    with database.begin() as uow:
+        uow.leases.put(f"elsewhere/{other.pid}/it")  # where no process of this machine is asked for
+        uow.commit()
+    started = time.monotonic()
+    with Lease(database, **QUICK):
+        assert QUICK["expires_s"] <= time.monotonic() - started < 5
 
 
 def test_the_lease_of_a_process_that_died_here_is_free_at_once(database, other):

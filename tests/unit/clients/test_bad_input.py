@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from handbill.clients.merchant import LEDGER_FILE, Merchant, Policy
 from handbill.clients.trainer import Trainer
-from handbill.errors import InputError, NonFiniteUpdateError, PolicyError, ProtocolError
+from handbill.errors import NonFiniteUpdateError, PolicyError, ProtocolError
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
 from handbill.generator.artifacts import load_or_create_key
 from handbill.privacy.ledger import Ledger
@@ -175,4 +175,4 @@ def test_an_epsilon_that_cannot_be_reached_is_refused(shop):
 
 def test_a_prompt_that_cannot_be_written_is_refused(shop):
     recipe = replace(RECIPE, max_prompt_tokens=4)
-    shop.refuses(InputError, "max_prompt_tokens=4 is too small", recipe=recipe)
+    shop.refuses(PolicyError, "max_prompt_tokens=4 is too small", recipe=recipe)

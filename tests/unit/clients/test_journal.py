@@ -1,5 +1,6 @@
 """The journal: rounds only go forward, and an update is remembered until it is sent."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -132,10 +133,26 @@ def test_the_operators_audit_chain_may_only_grow(tmp_path):
     for good in (head(3), head(3), head(4), head(40, "b")):
         Journal(tmp_path).keep_audit_head(good)
         assert Journal(tmp_path).audit_head() == good
-    for bad in (head(39, "b"), head(40, "c"), head(1)):
-        with pytest.raises(ProtocolError, match=r"changed behind us.*audit-head\.json"):
+    for bad in (head(39, "b"), head(40, "c"), head(3, "b"), head(1)):
+        with pytest.raises(ProtocolError, match=r"audit-head\.json: .*changed behind us"):
             Journal(tmp_path).keep_audit_head(bad)
     assert Journal(tmp_path).audit_head() == head(40, "b")
+
+
+def test_a_message_that_was_under_way_may_bring_a_head_that_was_seen(tmp_path):
+    for good in (head(3), head(4), head(3), head(4)):
+        Journal(tmp_path).keep_audit_head(good)
+    assert Journal(tmp_path).audit_head() == head(4)
+
+
+def test_only_so_many_heads_are_remembered_and_each_is_evidence(tmp_path):
+    for seq in range(1, 41):
+        Journal(tmp_path).keep_audit_head(head(seq))
+    Journal(tmp_path).keep_audit_head(head(25))
+    with pytest.raises(ProtocolError, match="changed behind us"):
+        Journal(tmp_path).keep_audit_head(head(24))
+    kept = json.loads((tmp_path / "audit-head.json").read_text())
+    assert [kept["seq"], *(one["seq"] for one in kept["before"])] == list(range(40, 24, -1))
 
 
 def test_of_a_burnt_update_nothing_is_left(tmp_path):

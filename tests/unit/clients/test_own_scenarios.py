@@ -16,7 +16,7 @@ from handbill.clients.markets import find_shops
 from handbill.clients.merchant import Merchant
 from handbill.clients.studies import INVENTED
 from handbill.clients.trainer import Trainer
-from handbill.errors import InputError
+from handbill.errors import InputError, PolicyError
 from handbill.federation.messages import Recipe, Report, Signed, open_signed
 from handbill.generator.artifacts import load_or_create_key
 from handbill.generator.prompts import fit_prompt, render_prompt
@@ -237,7 +237,7 @@ def test_a_row_without_room_is_left_out_by_itself_and_the_server_hears_nothing_o
     (noted,) = [record for record in caplog.records if record.message == "prompts_too_long"]
     assert (noted.scenario, noted.max_prompt_tokens) == ("recommendation_reason", needs + 30)
     none = replace(RECIPE, max_prompt_tokens=20)
-    with pytest.raises(InputError, match="max_prompt_tokens=20 is too small for this shop's"):
+    with pytest.raises(PolicyError, match="max_prompt_tokens=20 is too small for this shop's"):
         shop.ask(recipe=none)
 
 

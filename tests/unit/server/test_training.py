@@ -10,11 +10,13 @@ import pytest
 from handbill.errors import ArtifactError, HandbillError, InputError, MissingError, RoundError
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
+from handbill.federation.transport import InProcessTransport
 from handbill.generator.artifacts import load_or_create_key, verify
 from handbill.generator.channels import read_channel
 from handbill.server import training
 from handbill.server.deletion import forget
-from handbill.server.settings import AdapterSettings
+from handbill.server.registry import open_registry
+from handbill.server.settings import AdapterSettings, ServerSettings
 from handbill.server.verification import verify_registry
 
 SHOPS = ("shop-a", "shop-b", "shop-c")
@@ -299,6 +301,31 @@ def test_a_ping_reaches_everybody_and_commits_nothing(one):
     outcome = one.start_again().ping("ping-1")
     assert outcome.reporters == list(SHOPS)
     assert one.rounds() == one.artifacts() == []
+
+
+def test_a_ping_in_the_middle_of_a_round_costs_nobody_the_round(one):
+    """Something was audited since the round was planned, and some have had no message of it yet."""
+    handle, pings = one.handlers["shop-a"], []
+
+    def pinged_after(message):
+        one.handlers["shop-a"] = handle
+        answer = handle(message)
+        registry = open_registry(one.home)
+        with registry.database.begin() as uow:
+            registry.record(uow, "operator", "noted", "in the meantime", "")
+        cable = InProcessTransport(one.handlers)
+        other = training.Training(
+            one.home, cable, registry, ServerSettings(**one.settings), model=one.model
+        )
+        pings.append(other.ping("ping-1"))
+        registry.database.close()
+        return answer
+
+    one.handlers["shop-a"] = pinged_after
+    one.train()
+    assert pings[0].reporters == list(SHOPS)
+    assert one.facts("abandoned") == []
+    assert [r.survivors for r in one.rounds()] == [list(SHOPS)] * 3
 
 
 def test_a_warm_up_comes_first_and_the_private_rounds_begin_with_it(make):
