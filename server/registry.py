@@ -169,14 +169,14 @@ class Registry:
         bytes_down: int,
         bytes_up: int,
         seconds: float,
+        own: Sequence[Path] = (),
         actor: str = "server",
     ) -> Round:
         """Commit an open attempt, once and for all.
 
         Args:
             attempt: What :meth:`open_round` returned.
-            folder: The sealed aggregate (:meth:`seal`); None for a personal round, whose
-                adapters were registered one by one.
+            folder: The sealed aggregate (:meth:`seal`); None for a personal round.
             parent: Digest of the artifact the round started from, "" for the base model.
             survivors: Merchants whose updates are in the aggregate.
             ledger_heads: Hash of each survivor's privacy ledger after its training; each
@@ -185,13 +185,16 @@ class Registry:
             bytes_down: To all merchants together.
             bytes_up: From all merchants together.
             seconds: From instruct to commit.
+            own: Of a personal round, the tenants' sealed adapters, which come in with it or not at
+                all. One of a tenant that is revoked by now is left out.
             actor: Who commits, for the audit chain.
 
         Raises:
             RoundError: committed before, taken over by another coordinator, or a fact that
                 contradicts the sealed manifest. Nothing was written.
-            ArtifactError: the folder is not what was sealed.
+            ArtifactError: a folder is not what was sealed, or an own adapter is not locked.
         """
+        adapters = [(adapter, self._own_manifest(adapter)) for adapter in own]
         manifest = None if folder is None else artifacts.verify(folder, self.public_key)
         if manifest is None and attempt.stage != "personal":
             raise RoundError(f"{attempt.name}: such a round commits a sealed aggregate")
@@ -213,9 +216,18 @@ class Registry:
             seconds=seconds,
         )
         with self.database.begin() as uow:
+            if own:
+                gone = {m.id for m in uow.merchants.all(revoked=True) if m.revoked_at}
+                adapters = [
+                    (path, sealed) for path, sealed in adapters if sealed.tenant not in gone
+                ]
+                committed = replace(committed, survivors=sorted(m.tenant for _, m in adapters))
             uow.rounds.close(committed)
             if folder is not None and manifest is not None:
                 self._add_artifact(uow, folder, manifest)
+            for path, signed in adapters:
+                artifact = self._add_artifact(uow, path, signed)
+                uow.audit.append(actor=actor, **_registered(artifact))
             faultpoint("registry.commit.before")
             self.record(uow, actor, "round.commit", attempt.name, committed.facts())
         faultpoint("registry.commit.after")
@@ -272,17 +284,21 @@ class Registry:
             ArtifactError: not sealed by this registry, not a tenant's, not locked, of one that is
                 revoked, or not the next version.
         """
+        manifest = self._own_manifest(folder)
+        with self.database.begin() as uow:
+            refuse_revoked(uow, manifest.tenant)
+            artifact = self._add_artifact(uow, folder, manifest)
+            self.record(uow, actor, **_registered(artifact))
+        return artifact
+
+    def _own_manifest(self, folder: Path) -> Manifest:
+        """The manifest of a tenant's own adapter, its files checked."""
         manifest = artifacts.verify(folder, self.public_key)
         if manifest.kind != "tenant":
             raise ArtifactError(f"{folder}: kind {manifest.kind!r}; a round commits global ones")
         check_tenant(manifest.tenant)
         check_locked(manifest)
-        with self.database.begin() as uow:
-            refuse_revoked(uow, manifest.tenant)
-            artifact = self._add_artifact(uow, folder, manifest)
-            facts = f"{manifest.tenant} version {manifest.version}"
-            self.record(uow, actor, "artifact.register", artifact.digest, facts)
-        return artifact
+        return manifest
 
     def verified(self, digest: str) -> Manifest:
         """Check an artifact's files and signature, and return its manifest."""
@@ -321,6 +337,15 @@ class Registry:
         uow.audit.append(actor=actor, action=action, object_=object_, result=result)
         uow.commit()
         self.outbox.write_head(uow)
+
+
+def _registered(artifact: Artifact) -> dict[str, str]:
+    """What the audit chain says of a tenant's own adapter."""
+    return {
+        "action": "artifact.register",
+        "object_": artifact.digest,
+        "result": f"{artifact.tenant} version {artifact.version}",
+    }
 
 
 def open_registry(home: Path, *, create: bool = False) -> Registry:

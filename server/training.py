@@ -7,7 +7,7 @@ knows Flower or SQL; it speaks to a :class:`~handbill.federation.transport.Trans
 
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -281,42 +281,39 @@ class Training:
         self._gate.passed(manifest.digest, new)
 
     def _personal_round(self, attempt: Round, parent: str, weights: Tensors) -> None:
-        def register(report: Report, update: Tensors) -> None:
+        """Adapters of the shops' own, each from one report; all come in with the round's commit."""
+        own: list[Path] = []
+
+        def keep(report: Report, update: Tensors) -> None:
             check_tensors(update, self._shapes)
-            own: Tensors = {n: (weights[n] + update[n]).astype(np.float32) for n in weights}
-            if not all(np.isfinite(value).all() for value in own.values()):
+            moved: Tensors = {n: (weights[n] + update[n]).astype(np.float32) for n in weights}
+            if not all(np.isfinite(value).all() for value in moved.values()):
                 raise ProtocolError("adapter holds NaN or infinity")
-            with tempfile.TemporaryDirectory() as temporary:
-                folder = Path(temporary)
-                card = self._card(attempt, tenant=report.merchant, privacy=[report.privacy])
-                lock = self._registry.locker(report.merchant)
-                write_model(
-                    folder, spec=self.spec, base=self.base, tensors=own, card=card, lock=lock
-                )
-                self._registry.seal(
-                    folder,
-                    kind="tenant",
-                    tenant=report.merchant,
-                    base_name=self.base.name,
-                    base_digest=self.base.digest,
-                    parent=parent,
-                    run=attempt.run,
-                    round=attempt.number,
-                    privacy=[report.privacy],
-                    prompts=report.prompts,
-                )
-                self._registry.register_tenant_artifact(folder)
+            folder = Path(temporary) / report.merchant
+            card = self._card(attempt, tenant=report.merchant, privacy=[report.privacy])
+            lock = self._registry.locker(report.merchant)
+            write_model(folder, spec=self.spec, base=self.base, tensors=moved, card=card, lock=lock)
+            self._registry.seal(
+                folder,
+                kind="tenant",
+                tenant=report.merchant,
+                base_name=self.base.name,
+                base_digest=self.base.digest,
+                parent=parent,
+                run=attempt.run,
+                round=attempt.number,
+                privacy=[report.privacy],
+                prompts=report.prompts,
+            )
+            own.append(folder)
 
         plan = self._planned(attempt, parent)
-        outcome = run_round(
-            self._transport,
-            plan,
-            weights,
-            key=self._key,
-            fold=register,
-            on_reply=self._noting(plan),
-        )
-        self._commit(attempt, None, parent, outcome, {})
+        with tempfile.TemporaryDirectory() as temporary:
+            noting = self._noting(plan)
+            outcome = run_round(
+                self._transport, plan, weights, key=self._key, fold=keep, on_reply=noting
+            )
+            self._commit(attempt, None, parent, outcome, {}, own=own)
 
     def _commit(
         self,
@@ -325,10 +322,13 @@ class Training:
         parent: str,
         outcome: RoundOutcome,
         metrics: dict[str, float],
+        *,
+        own: Sequence[Path] = (),
     ) -> None:
         committed = self._registry.commit_round(
             attempt,
             folder=folder,
+            own=own,
             parent=parent,
             survivors=outcome.reporters,
             ledger_heads=outcome.ledger_heads,

@@ -15,7 +15,7 @@ from handbill.generator.artifacts import load_or_create_key, verify
 from handbill.generator.channels import read_channel
 from handbill.server import training
 from handbill.server.deletion import forget
-from handbill.server.registry import open_registry
+from handbill.server.registry import Registry, open_registry
 from handbill.server.settings import AdapterSettings, ServerSettings
 from handbill.server.verification import verify_registry
 
@@ -235,6 +235,49 @@ def test_after_the_rounds_every_merchant_gets_an_adapter_of_its_own(one):
     assert not same(tensors[0], tensors[1])
     served = read_channel(one.registry.root, "", one.registry.public_key)
     assert served.digest == last.aggregate
+
+
+def test_a_death_while_own_adapters_come_in_leaves_none_of_them(make, monkeypatch):
+    one, added = make(), []
+    recipe = Recipe(rounds=1, personal_steps=1, expected_users=8)
+    add = Registry._add_artifact
+
+    def dies_at_the_second(*given):
+        added.append(given)
+        if len(added) == 2:
+            raise one.power_cut
+        return add(*given)
+
+    one.cable.cut_after = len(SHOPS) + 2  # two shops' own have come
+    with pytest.raises(one.power_cut):
+        one.train(recipe=recipe, publish=True)
+    assert {a.tenant for a in one.artifacts()} == {""}
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "_add_artifact", dies_at_the_second)
+        with pytest.raises(one.power_cut):
+            one.train(recipe=recipe, publish=True)
+    assert {a.tenant for a in one.artifacts()} == {""}
+    one.train(recipe=recipe, publish=True)
+    own = [(a.tenant, a.version) for a in one.artifacts() if a.tenant]
+    assert own == [(shop, 1) for shop in SHOPS]
+    assert len(list(one.registry.store)) == len(one.artifacts())
+    assert verify_registry(one.registry).problems == ()
+
+
+def test_a_shop_that_is_revoked_before_the_commit_has_no_own_adapter_in_it(one, monkeypatch):
+    commit = Registry.commit_round
+
+    def late(registry, attempt, **facts):
+        if attempt.stage == "personal":
+            registry.revoke("shop-b")
+        return commit(registry, attempt, **facts)
+
+    monkeypatch.setattr(Registry, "commit_round", late)
+    one.train(recipe=Recipe(rounds=1, personal_steps=1, expected_users=8), publish=True)
+    (personal,) = one.rounds(stage="personal")
+    assert personal.survivors == ["shop-a", "shop-c"]
+    assert {a.tenant for a in one.artifacts()} == {"", "shop-a", "shop-c"}
+    assert verify_registry(one.registry).problems == ()
 
 
 def test_an_own_adapter_says_which_prompts_it_was_trained_with_and_no_other_artifact_does(make):
