@@ -36,7 +36,9 @@ def client_figures(home: Path) -> Iterator[Metric]:
     path = home / PROGRESS_FILE
     lines = path.read_text().splitlines() if path.is_file() else []
     trained = [fact for fact in map(json.loads, lines) if fact["event"] == "trained"]
-    yield GaugeMetricFamily("handbill_rounds_trained", "Rounds trained.", value=len(trained))
+    yield GaugeMetricFamily(
+        "handbill_rounds_trained", "Rounds trained that are still noted.", value=len(trained)
+    )
     if trained:
         yield GaugeMetricFamily(
             "handbill_last_training_seconds", "What it took.", value=trained[-1]["seconds"]

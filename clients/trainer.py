@@ -46,7 +46,7 @@ from handbill.federation.messages import (
 )
 from handbill.federation.secure_rounds import ROSTER, STATEMENT
 from handbill.generator.adapters import AdapterSpec, Tensors
-from handbill.generator.artifacts import load_or_create_key, load_public_key
+from handbill.generator.artifacts import load_or_create_key, load_public_key, write_durably
 from handbill.generator.base_models import resolve_base
 from handbill.generator.lora import LoraModel
 from handbill.generator.model_specs import ModelSpec
@@ -59,6 +59,7 @@ from handbill.privacy.training import StepPlan, take_private_steps
 
 log = logging.getLogger(__name__)
 
+MOST_NOTES_BYTES: Final = 4_000_000  # some 20,000 rounds; beyond, the older half goes
 CLOCK_SKEW_S: Final = 300.0  # that an operator's clock and a merchant's may differ
 
 
@@ -347,7 +348,11 @@ class Trainer:
         )
 
     def _note(self, fact: dict[str, object]) -> None:
-        with (self.home / PROGRESS_FILE).open("a") as file:
+        path = self.home / PROGRESS_FILE
+        if path.is_file() and path.stat().st_size > MOST_NOTES_BYTES:
+            lines = path.read_bytes().splitlines(keepends=True)
+            write_durably(path, b"".join(lines[len(lines) // 2 :]))  # the newer half
+        with path.open("a") as file:
             file.write(json.dumps({"time": time.time(), **fact}) + "\n")
 
 

@@ -150,6 +150,7 @@ def publish(
         )
 
 
+@server_cli.command()  # where people look for it in a hurry
 @models_app.command()
 def rollback(*, tenant: Tenant = "", as_json: AsJson = False, home: Home = DEFAULT_HOME) -> None:
     """Serve again what was published before; ends a trial on a share of the requests first."""

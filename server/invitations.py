@@ -3,13 +3,15 @@
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from handbill.errors import InputError, PolicyError
 from handbill.federation.invitation import invitation_key, is_proven
 from handbill.generator.artifacts import check_tenant, utc_now
 from handbill.server.records import Invitation
 from handbill.server.repository import Database, UnitOfWork
+
+KEEP: Final = timedelta(days=30)  # after it expired, used or not, nobody asks for it any more
 
 
 def invite(database: Database, merchant: str, *, hours: float) -> str:
@@ -21,8 +23,10 @@ def invite(database: Database, merchant: str, *, hours: float) -> str:
     if not 0 < hours <= 24 * 365:
         raise InputError(f"hours={hours}: above 0, and not more than a year")
     invitation = secrets.token_urlsafe(32)
-    expires_at = (datetime.now(UTC) + timedelta(hours=hours)).isoformat(timespec="seconds")
+    now = datetime.now(UTC)
+    expires_at = (now + timedelta(hours=hours)).isoformat(timespec="seconds")
     with database.begin() as uow:
+        uow.invitations.remove(expired_before=(now - KEEP).isoformat(timespec="seconds"))
         uow.invitations.add(
             Invitation(
                 key=invitation_key(invitation),

@@ -108,10 +108,11 @@ class InvitationRepository:
         row = self._session.get_one(orm.InvitationRow, key)
         row.used_at = at
 
-    def remove(self, merchant: str) -> None:
-        """Remove a merchant's, used or not."""
+    def remove(self, merchant: str = "", *, expired_before: str = "") -> None:
+        """Remove a merchant's, and those that expired before a time, used or not."""
         row = orm.InvitationRow
-        self._session.execute(delete(row).where(row.merchant == merchant))
+        which = (row.merchant == merchant) | (row.expires_at < expired_before)
+        self._session.execute(delete(row).where(which))
 
 
 class LeaseRepository:
@@ -331,14 +332,8 @@ class AuditRepository:
 
     def append(self, *, actor: str, action: str, object_: str, result: str) -> AuditHead:
         """Add the next entry and return the new head; a long ``result`` is cut to its column."""
-        entry = next_entry(
-            self.head(),
-            time=utc_now(),
-            actor=actor,
-            action=action,
-            object_=object_,
-            result=result[:200],
-        )
+        facts = {"actor": actor, "action": action, "object_": object_, "result": result[:200]}
+        entry = next_entry(self.head(), time=utc_now(), **facts)
         self._session.add(orm.AuditRow(**asdict(entry)))
         self._session.flush()
         return AuditHead(seq=entry.seq, hash=entry.hash)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy.exc import NoResultFound
 
 from handbill.errors import HandbillError, InputError, PolicyError
 from handbill.federation.invitation import invitation_key, prove
@@ -84,6 +85,23 @@ def test_an_old_invitation_is_good_no_more(registry):
     with pytest.raises(PolicyError):
         redeem(registry.database, request(invitation="old"))
     redeem(registry.database, request(invitation=made))
+
+
+def test_invitations_are_kept_for_a_month_after_they_expired(registry):
+    now = datetime.now(UTC)
+    with registry.database.begin() as uow:
+        for days, used in ((29, ""), (29, "then"), (31, ""), (31, "then")):
+            expired = (now - timedelta(days=days)).isoformat(timespec="seconds")
+            key = f"{days}{used}"
+            one = Invitation(key=key, merchant="shop-a", expires_at=expired, used_at=used)
+            uow.invitations.add(one)
+        uow.commit()
+    invite(registry.database, "shop-b", hours=1)
+    with registry.database.begin() as uow:
+        assert [one.key for one in uow.invitations.open_for("shop-a")] == ["29"]
+        with pytest.raises(NoResultFound):
+            uow.invitations.use("31then", "now")
+        uow.invitations.use("29then", "now")
 
 
 def test_what_was_given_out_is_not_in_the_database(registry):

@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,8 @@ from handbill.server.cli import models_app, server_cli
 from handbill.server.lease import Lease
 from handbill.server.registry import open_registry
 from handbill.server.settings import ServerSettings
+from handbill.serving.config import ServingConfig
+from handbill.serving.registry import Registry, Verifier
 
 from .conftest import Operator
 
@@ -108,6 +111,26 @@ def test_publish_and_rollback_say_who_is_served_what(home):
     assert "everyone (10 %)" in call(models_app, home, "list")
     assert facts(models_app, home, "rollback")["candidate"] == ""
     assert "all sound" in call(models_app, home, "verify")
+
+
+def test_a_rollback_typed_at_the_server_is_served_within_ten_seconds(home, base):
+    first, second = (facts(models_app, home, "show", name)["digest"] for name in ("1", "2"))
+    config = ServingConfig(registry=home / "server" / "registry", state=home / "serving")
+    serving = Registry(Verifier(config.registry, base))
+    serving.start(config.poll_s)
+    try:
+        assert serving.route("shop-z").adapter == second
+        began = time.monotonic()
+        back = facts(server_cli, home, "rollback")
+        assert (back["tenant"], back["digest"], back["serial"]) == ("", first, 3)
+        while serving.route("shop-z").adapter != first:
+            assert time.monotonic() - began < 10
+            time.sleep(0.05)
+        assert serving.route("shop-a").kind == "tenant"  # its own channel is another
+    finally:
+        serving.close()
+    words = call(server_cli, home, "rollback", "--help")
+    assert words.replace("server", "models") == call(models_app, home, "rollback", "--help")
 
 
 def test_rounds_lists_committed_ones_and_abandoned_ones_when_asked(home):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from handbill.clients import trainer
 from handbill.clients.merchant import LEDGER_FILE, PROGRESS_FILE, Merchant
 from handbill.clients.trainer import Trainer
 from handbill.errors import (
@@ -156,6 +157,17 @@ def test_the_held_out_loss_of_what_was_received_stays_at_home(shop):
     assert [fact["event"] for fact in facts] == ["received", "trained"]
     assert facts[0]["held_out_loss"] > 0
     assert b"held_out" not in reply
+
+
+def test_of_the_notes_the_newer_half_is_kept_when_they_are_many(shop, monkeypatch):
+    monkeypatch.setattr(trainer, "MOST_NOTES_BYTES", 600)
+    path = shop.home / PROGRESS_FILE
+    old = [json.dumps({"event": "trained", "round": number}) for number in range(20)]
+    path.write_text("\n".join(old) + "\n")
+    shop.trainer.handle(shop.message())
+    facts = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [fact["round"] for fact in facts[:-2]] == list(range(10, 20))
+    assert [fact["event"] for fact in facts[-2:]] == ["received", "trained"]
 
 
 def test_an_instruction_not_signed_by_the_server_is_refused(shop):
