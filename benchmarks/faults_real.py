@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from round_overhead import World, free_port, make_world, running_merchants, running_server
+from flower_world import World, free_port, make_world, running_merchants, running_server
 
 from handbill.clients.merchant import Merchant
 from handbill.federation.supervision import Children

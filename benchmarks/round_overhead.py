@@ -2,20 +2,19 @@
 
 ``python benchmarks/round_overhead.py`` takes about half an hour: one SuperLink with TLS, node keys
 that are the same in every arm, an update of the same size. Flower's nodes train nothing; ours take
-one private step on a tiny random model, which is counted against them.
+one private step on a tiny random model, which is counted against them. ``--whole-path`` measures our
+rounds beside their own messages without our work instead, and adds that to the same result file.
 """
 
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,27 +22,22 @@ from typing import Any, Final
 
 import psutil
 import tomli_w
+from flower_world import World, make_world, running_merchants, running_server
 
 from handbill.clients.daemon import STATUS, ask
-from handbill.clients.merchant import CA_FILE, NODE_KEY, Policy
-from handbill.clients.run import init_merchant
+from handbill.clients.merchant import CA_FILE, NODE_KEY, Merchant
+from handbill.clients.run import _start_flower as start_flower
 from handbill.federation.flower import flower_environment, program
-from handbill.federation.messages import Recipe
 from handbill.federation.supervision import QUIET, Children
-from handbill.generator.adapters import AdapterSpec, top_layers, trained_shapes
-from handbill.generator.base_models import make_tiny_base, resolve_base
-from handbill.server.operate import drive, enrol, init_server
-from handbill.server.settings import AdapterSettings, SecureAggregation, ServerSettings
-from handbill.server.superlink import CONNECTION, SuperLink
-from handbill.simulations.grammar import SHOPS, Draws, read_vocabulary
-from handbill.simulations.market import write_shop
+from handbill.server.operate import drive
+from handbill.server.settings import SecureAggregation
+from handbill.server.superlink import CONNECTION, NODES_FILE, SuperLink
 from handbill.simulations.results import write_result
 
 HERE: Final = Path(__file__).parent
 APPS: Final = HERE / "flower_apps"
 RESULT: Final = HERE / "results" / "round_overhead.json"
-HANDBILL: Final = (sys.executable, "-m", "handbill.cli")
-SHOPPERS: Final = 80
+SMALL: Final = 4096  # bytes of a message without weights or update
 BUNDLE: Final[dict[str, Any]] = {
     "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
     "project": {
@@ -58,9 +52,14 @@ NOTES: Final = (
     "every arm on the same SuperLink (TLS, node keys), one after the other. FedAvg's default round "
     "trains and evaluates; fedavg_train_only has no evaluation. Nodes of Flower's arms send back "
     "what they were sent. Ours take a private step on a tiny model and the server probes and "
-    "commits the result: all of it is in their seconds. trainer_cpu_s and server_cpu_s: processor "
-    "seconds of a merchant's trainer and of the server's process in one round, training and probe "
-    "included; of the secure rounds they bound what the protocol costs beside Flower's messages."
+    "commits the result: all of it is in their seconds. Pairings: ratio_vs_flower is plain over "
+    "fedavg (with its evaluation), ratio_vs_flower_train_only plain over fedavg_train_only, "
+    "secure_ratio_vs_flower secure over fedavg, secure_ratio_vs_secaggplus secure over secaggplus. "
+    "trainer_cpu_s and server_cpu_s: processor seconds of a merchant's trainer and of the server's "
+    "process in one round, training and probe included; of the secure rounds they bound what the "
+    "protocol costs beside Flower's messages. whole_path_overhead_s: a secure round minus the same "
+    "four messages a merchant, of the same sizes, over the same programs with nothing done on "
+    "either side; training, probe and commit are in it, and all merchants share the machine's cores."
 )
 
 
@@ -72,84 +71,21 @@ class Arm:
         ended: Wall clock at the start of the first round and at the end of each.
         trainers_s: CPU seconds of each trainer over the whole arm.
         server_s: CPU seconds of the server's process when each round had ended.
+        bytes: To and from one merchant in the last round.
     """
 
     ended: list[float] = field(default_factory=list)
     trainers_s: list[float] = field(default_factory=list)
     server_s: list[float] = field(default_factory=list)
+    bytes: tuple[int, int] = (0, 0)
 
     def rounds(self) -> list[float]:
         """Seconds of each round but the first, in which programs are still being loaded."""
         return [b - a for a, b in pairwise(self.ended)][1:]
 
 
-@dataclass
-class World:
-    """A server and merchants on this machine, enrolled and not running."""
-
-    home: Path
-    settings: ServerSettings
-    shops: list[str]
-    numbers: int
-
-    @property
-    def server(self) -> Path:
-        """The server's folder."""
-        return self.home / "server"
-
-    def shop(self, shop: str) -> Path:
-        """A merchant's folder."""
-        return self.home / "shops" / shop
-
-
-def make_world(home: Path, merchants: int, *, rounds: int, port: int) -> World:
-    """Invent the shops, make every key and enrol everybody."""
-    base = make_tiny_base(home / "base", layers=4, hidden=256)
-    adapter = AdapterSettings(rank=128, alpha=128.0, layers=0)
-    settings = ServerSettings(
-        port=port,
-        base=str(base),
-        min_reports=merchants,
-        adapter=adapter,
-        recipe=Recipe(rounds=rounds, personal_steps=0, expected_users=2, max_copy_tokens=16),
-    )
-    kit = init_server(home / "server", settings)
-    shops = [f"shop-{number:02}" for number in range(1, merchants + 1)]
-    for number, shop in enumerate(shops):
-        words = read_vocabulary(SHOPS[number % len(SHOPS)]) | {"id": shop, "name": shop}
-        write_shop(home / "market" / shop, words, Draws(1, shop), SHOPPERS)
-        folder = home / "shops" / shop
-        enrol(
-            home / "server",
-            init_merchant(folder, data=home / "market", shop=shop, kit=kit, threads=1),
-        )
-        policy = replace(Policy.load(folder), epsilon_limit=40.0, secure_aggregation=False)
-        policy.save(folder)
-    resolved = resolve_base(str(base))
-    spec = AdapterSpec(rank=adapter.rank, layers=top_layers(resolved, adapter.layers))
-    shapes = trained_shapes(spec, resolved).values()
-    return World(home, settings, shops, sum(rows * columns for rows, columns in shapes))
-
-
-@contextmanager
-def running_server(world: World) -> Iterator[Children]:
-    """``handbill server run``."""
-    with Children(world.home / "logs") as children:
-        _start(children, world, "server", "server", "run")
-        _wait_for_log(children, world, "server", "server ready")
-        yield children
-
-
 def flower(world: World, name: str, **config: Any) -> Arm:
     """One of Flower's loops, over its own SuperNodes with the merchants' keys."""
-    app = world.home / name
-    app.mkdir()
-    source, times = config.pop("source"), world.home / f"{name}.json"
-    (app / "peer.py").write_bytes((APPS / f"{source}.py").read_bytes())
-    config |= {"times": str(times), "nodes": len(world.shops), "numbers": world.numbers}
-    components = {"serverapp": "peer:server", "clientapp": "peer:client"}
-    flwr = {"publisher": "peer", "components": components, "config": config}
-    (app / "pyproject.toml").write_text(tomli_w.dumps(BUNDLE | {"tool": {"flwr": {"app": flwr}}}))
     link = SuperLink(world.server, world.settings)
     with Children(world.home / "logs") as nodes:
         for number, shop in enumerate(world.shops):
@@ -165,18 +101,56 @@ def flower(world: World, name: str, **config: Any) -> Arm:
                 # It starts flower-superexec by name.
                 flower_environment(world.home / f"{name}-nodes" / shop) | {"PATH": _path()},
             )
-        nodes.wait_for(
-            lambda: link.online() >= set(world.shops), "every node was there", timeout_s=180
-        )
-        run = _submit(link, app)
-        nodes.wait_for(
-            lambda: _ended(times, int(config["rounds"])) or not _alive(link, run),
-            f"{name} was done",
-            timeout_s=1800,
-        )
+        arm = _run_app(world, link, nodes, name, config)
+    time.sleep(5)  # the SuperLink lets the nodes go
+    return arm
+
+
+def phases(world: World, name: str, sizes: Sequence[tuple[int, int]], *, rounds: int) -> Arm:
+    """The messages of our rounds, over our merchants' programs, and no work on either side.
+
+    Args:
+        world: Whose merchants.
+        name: Of the arm.
+        sizes: Bytes to and from a merchant in each phase of a round.
+        rounds: So many.
+    """
+    link = SuperLink(world.server, world.settings)
+    with Children(world.home / "logs" / name) as nodes:
+        for shop in world.shops:
+            home = world.shop(shop)
+            words = [sys.executable, str(APPS / "echo_trainer.py"), str(home)]
+            nodes.start(f"echo-{shop}", words)
+            start_flower(nodes, home, Merchant.load(home), cold=False)
+        config = {
+            "source": "phases",
+            "rounds": rounds,
+            "sizes": json.dumps(sizes),
+            "nodes_file": str(link.folder / NODES_FILE),
+        }
+        return _run_app(world, link, nodes, name, config)
+
+
+def _run_app(
+    world: World, link: SuperLink, nodes: Children, name: str, config: dict[str, Any]
+) -> Arm:
+    """Submit an app of Flower's, and follow it to its end."""
+    app, times = world.home / name, world.home / f"{name}.json"
+    app.mkdir()
+    (app / "peer.py").write_bytes((APPS / f"{config.pop('source')}.py").read_bytes())
+    config |= {"times": str(times), "nodes": len(world.shops), "numbers": world.numbers}
+    components = {"serverapp": "peer:server", "clientapp": "peer:client"}
+    flwr = {"publisher": "peer", "components": components, "config": config}
+    (app / "pyproject.toml").write_text(tomli_w.dumps(BUNDLE | {"tool": {"flwr": {"app": flwr}}}))
+    nodes.wait_for(lambda: link.online() >= set(world.shops), "every node came", timeout_s=180)
+    run = _submit(link, app)
+    nodes.wait_for(
+        lambda: _ended(times, int(config["rounds"])) or not _alive(link, run),
+        f"{name} was done",
+        timeout_s=1800,
+    )
     if not _ended(times, int(config["rounds"])):
         raise RuntimeError(f"{name}: Flower's run is {link.status(run)}")
-    time.sleep(5)  # the SuperLink lets the nodes go
     return Arm(ended=json.loads(times.read_text()))
 
 
@@ -192,6 +166,7 @@ def ours(world: World, children: Children, *, secure: bool) -> Arm:
         if fact["event"] == "committed":
             arm.ended.append(float(fact["time"]))
             arm.server_s.append(_server_cpu_s(children))
+            arm.bytes = tuple(fact[way] // len(world.shops) for way in ("bytes_down", "bytes_up"))
 
     trainers = [
         psutil.Process(json.loads(ask(world.shop(shop), STATUS, wait_s=60))["pid"])
@@ -203,17 +178,6 @@ def ours(world: World, children: Children, *, secure: bool) -> Arm:
         _cpu_s(trainer) - used for trainer, used in zip(trainers, before, strict=True)
     ]
     return arm
-
-
-@contextmanager
-def running_merchants(world: World) -> Iterator[Children]:
-    """``handbill client run`` for each."""
-    with Children(world.home / "logs") as merchants:
-        for shop in world.shops:
-            _start(merchants, world, shop, "client", "run", "--shop", shop)
-        for shop in world.shops:
-            _wait_for_log(merchants, world, shop, "is ready")
-        yield merchants
 
 
 def measure(world: World, rounds: int) -> dict[str, Arm]:
@@ -234,6 +198,43 @@ def measure(world: World, rounds: int) -> dict[str, Arm]:
     return arms
 
 
+def measure_whole_path(world: World, rounds: int) -> dict[str, Arm]:
+    """Our rounds, and then the messages of the secure ones alone, on one server."""
+    arms: dict[str, Arm] = {}
+    with running_server(world) as children:
+        with running_merchants(world):
+            for name in ("plain", "secure"):
+                arms[name] = ours(world, children, secure=name == "secure")
+                _say(name, arms[name])
+        time.sleep(90)  # a SuperNode that was stopped is let in again after a minute
+        down, up = arms["secure"].bytes
+        # The weights go out with the first message, the masked update comes back with the second.
+        sizes = [(down - 3 * SMALL, SMALL), (SMALL, up - 3 * SMALL), (SMALL, SMALL), (SMALL, SMALL)]
+        arms["messages"] = phases(world, "messages", sizes, rounds=rounds)
+        _say("messages", arms["messages"])
+    return arms
+
+
+def whole_path_of(arms: Mapping[str, Arm], rounds: int, merchants: int) -> dict[str, float]:
+    """What a secure round takes beyond its messages, in all and of each merchant."""
+    secure, messages = (arms[name].rounds() for name in ("secure", "messages"))
+    over = [a - b for a in secure for b in messages]
+    found = {
+        "whole_path.secure_round_s": statistics.median(secure),
+        "whole_path.messages_round_s": statistics.median(messages),
+        "whole_path.plain_round_s": statistics.median(arms["plain"].rounds()),
+        "whole_path_overhead_s": statistics.median(secure) - statistics.median(messages),
+        "whole_path_overhead_s_least": min(over),
+        "whole_path_overhead_s_most": max(over),
+        "whole_path.trainer_cpu_s": statistics.median(arms["secure"].trainers_s) / rounds,
+        "whole_path.server_cpu_s_per_client": statistics.median(
+            b - a for a, b in pairwise(arms["secure"].server_s)
+        )
+        / merchants,
+    }
+    return {name: round(value, 3) for name, value in found.items()}
+
+
 def metrics_of(arms: Mapping[str, Arm], rounds: int) -> dict[str, float]:
     """Medians, and ours as a share of Flower's."""
     seconds = {name: statistics.median(arm.rounds()) for name, arm in arms.items()}
@@ -247,13 +248,6 @@ def metrics_of(arms: Mapping[str, Arm], rounds: int) -> dict[str, float]:
         found[f"trainer_cpu_s.{name}"] = statistics.median(used.trainers_s) / rounds
         found[f"server_cpu_s.{name}"] = statistics.median(b - a for a, b in pairwise(used.server_s))
     return {name: round(value, 3) for name, value in found.items()}
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _submit(link: SuperLink, app: Path) -> int:
@@ -287,15 +281,6 @@ def _alive(link: SuperLink, run: int) -> bool:
     return not link.status(run).startswith("finished")
 
 
-def _start(children: Children, world: World, name: str, *words: str) -> None:
-    children.start(name, [*HANDBILL, *words, "--home", str(world.home)])
-
-
-def _wait_for_log(children: Children, world: World, name: str, words: str) -> None:
-    log = world.home / "logs" / f"{name}.log"
-    children.wait_for(lambda: words in log.read_text(), f"{name} was ready", timeout_s=600)
-
-
 def _cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
@@ -324,6 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--merchants", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=6, help="the first is not counted")
+    parser.add_argument("--whole-path", action="store_true", help="only ours and their messages")
     parser.add_argument("--port", type=int, default=18643, help="this and the ones after it")
     parser.add_argument("--keep", type=Path, help="folder for logs and homes, kept afterwards")
     parser.add_argument("--results", type=Path, default=RESULT)
@@ -331,10 +317,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="handbill-overhead-") as temporary:
         home = (asked.keep or Path(temporary)).absolute()
         world = make_world(home, asked.merchants, rounds=asked.rounds, port=asked.port)
-        arms = measure(world, asked.rounds)
+        measure_arms = measure_whole_path if asked.whole_path else measure
+        arms = measure_arms(world, asked.rounds)
+    prefix = "whole path: " if asked.whole_path else ""
     table = [
         {
-            "arm": name,
+            "arm": prefix + name,
             "merchants": asked.merchants,
             "numbers": world.numbers,
             "round_s": [round(s, 2) for s in arm.rounds()],
@@ -344,8 +332,22 @@ def main() -> None:
     command = (
         f"python benchmarks/round_overhead.py --merchants {asked.merchants} --rounds {asked.rounds}"
     )
-    metrics = metrics_of(arms, asked.rounds)
-    write_result(asked.results, command=command, metrics=metrics, table=table, notes=NOTES)
+    if asked.whole_path:
+        command += " --whole-path"
+        metrics = whole_path_of(arms, asked.rounds, asked.merchants)
+    else:
+        metrics = metrics_of(arms, asked.rounds)
+    # What the other command measured stays.
+    old = json.loads(asked.results.read_text())["table"] if asked.results.is_file() else []
+    kept = [row for row in old if row["arm"].startswith("whole path: ") != asked.whole_path]
+    write_result(
+        asked.results,
+        command=command,
+        metrics=metrics,
+        table=[*kept, *table],
+        notes=NOTES,
+        merge=True,
+    )
     print(json.dumps(metrics, indent=2))
 
 
