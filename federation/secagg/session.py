@@ -1,6 +1,7 @@
 """What both sides of a session agree on: its keys, its floors and its transcript."""
 
 import hashlib
+import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from handbill.federation.secagg.ring import MOST_PARTICIPANTS, Ring
 from handbill.generator.artifacts import canonical_json
 
 MIN_COHORT: Final = 5  # fewer may not be summed, whatever a server asks for
+_FIELD: Final = 2**255 - 19
 
 
 def threshold(participants: int) -> int:
@@ -66,16 +68,25 @@ class Advert:
         """Check a signed advert against the merchant's key of the roster.
 
         Raises:
-            ProtocolError: Signed by another, for another, or malformed.
+            ProtocolError: Signed by another, for another, or malformed; a key that nothing can be
+                agreed on with, or one key for both uses.
         """
         body = unseal(data, "secagg/advert", key)
         try:
             advert = cls(**{name: str(value) for name, value in body.items()})
-            advert.encryption_key(), advert.masking_key()
-        except (TypeError, ValueError) as error:
+        except TypeError as error:
             raise ProtocolError(f"advert of {merchant} is malformed") from error
         if advert.merchant != merchant:
             raise ProtocolError(f"advert of {advert.merchant[:64]!r} was given out as {merchant}'s")
+        if not all(map(_is_hash_or_point, (advert.encryption, advert.masking, advert.commitment))):
+            raise ProtocolError(f"advert of {merchant} is malformed")
+        if advert.encryption == advert.masking:
+            raise ProtocolError(f"{merchant} advertised the same key twice")
+        for name in (advert.encryption, advert.masking):
+            point = bytes.fromhex(name)
+            if int.from_bytes(point, "little") >= _FIELD:  # a second name of another point
+                raise ProtocolError(f"advert of {merchant} is malformed")
+            agree(X25519PrivateKey.generate(), X25519PublicKey.from_public_bytes(point), merchant)
         return advert
 
     def encryption_key(self) -> X25519PublicKey:
@@ -207,6 +218,19 @@ def agree(private: X25519PrivateKey, public: X25519PublicKey, merchant: str) -> 
         return private.exchange(public)
     except ValueError as error:
         raise ProtocolError(f"the key that {merchant} advertised is of low order") from error
+
+
+def _is_hash_or_point(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+def share_hash(share: bytes, *, transcript: bytes, owner: str, holder: str) -> str:
+    """What binds a merchant to a share it gave, and who holds that share to giving no other.
+
+    A share is as good as uniform over 521 bits, so 128 bits of a hash tell nothing of it.
+    """
+    label = f"handbill/v1/secagg/share\0{owner}\0{holder}\0".encode()
+    return hashlib.sha256(label + transcript + share).hexdigest()[:32]
 
 
 def commitment(seed: bytes) -> str:
