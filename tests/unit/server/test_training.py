@@ -12,7 +12,7 @@ from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
 from handbill.generator.artifacts import load_or_create_key, verify
 from handbill.generator.channels import read_channel
-from handbill.server import training
+from handbill.server import attempts
 from handbill.server.deletion import forget
 from handbill.server.verification import verify_registry
 
@@ -144,7 +144,7 @@ def test_a_poisoned_aggregate_is_never_committed(one, random_update):
         one.train(**LOUD)
     assert one.rounds() == []
     assert one.artifacts() == []
-    assert len(one.rounds("abandoned")) == training.ATTEMPTS
+    assert len(one.rounds("abandoned")) == attempts.ATTEMPTS
     assert all("probe loss" in fact["reason"] for fact in one.facts("abandoned"))
 
 
