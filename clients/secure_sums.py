@@ -15,10 +15,16 @@ from handbill.clients.merchant import SERVER_KEY
 from handbill.errors import ProtocolError
 from handbill.federation.messages import Instruction, attached
 from handbill.federation.roster import Roster
-from handbill.federation.secagg.participant import Participant
+from handbill.federation.secagg.participant import BadShareError, Participant
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import SessionKeys
-from handbill.federation.secure_rounds import ADVERT, STATEMENT, context, flatten
+from handbill.federation.secure_rounds import (
+    ADVERT,
+    COMPLAINT,
+    STATEMENT,
+    context,
+    flatten,
+)
 from handbill.generator.adapters import Tensors
 from handbill.generator.artifacts import load_public_key, write_durably
 
@@ -103,6 +109,8 @@ class SecureSums:
     def answer(self, asked: Instruction, statement: bytes) -> Tensors:
         """Answer a phase in which nothing is trained.
 
+        Where another's share does not open, the answer to ``mask`` is a complaint, and no vector.
+
         Raises:
             ProtocolError: No such session is under way here, or the server asks for what it may
                 not have.
@@ -117,7 +125,11 @@ class SecureSums:
         match asked.phase:
             case "mask":
                 vector = self._ring.encode(flatten(self._update))
-                return attached(STATEMENT, self._participant.mask(statement, vector))
+                try:
+                    return attached(STATEMENT, self._participant.mask(statement, vector))
+                except BadShareError as error:
+                    log.warning("bad_share", extra={"reason": str(error)})
+                    return attached(COMPLAINT, error.complaint)
             case "agree":
                 return attached(STATEMENT, self._participant.agree(statement))
             case "unmask":

@@ -6,9 +6,9 @@ report is folded into (a mean, one adapter per merchant, a secure sum) is the ca
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -48,6 +48,11 @@ _MALFORMED: Final = (
     TypeError,
     ValueError,
 )
+# What a merchant did in a round that it is asked by later: it was waited for in vain (``missed``), it sent
+# what no honest merchant sends (``broke``), it was asked to sign for a secure sum and has paid
+# whatever comes of it (``signed``), or it was in a sum that somebody unknown spoiled (``spoiled``).
+What = Literal["missed", "broke", "signed", "spoiled"]
+Note = Callable[[Collection[str], What, str], None]
 _TRAINING: Final = ("train", "share")  # phases in which merchants are given time to train
 # Networks lose messages, and Flower hands one over at most once: after these parts of a phase's time
 # who has not answered is asked again.
@@ -63,7 +68,8 @@ class RoundPlan:
         receipts: The last committed ledger head of each merchant that has one.
         audit: Where the audit chain stands.
         min_reports: Below so many good reports the round is not committed.
-        deadline_s: Reports that come later do not count.
+        deadline_s: Reports that come later do not count. A round in secure sums is over by then with
+            all its phases.
         ring: How updates are encoded, where only their sum may be learnt.
         compression: How they are packed, where each may be seen.
         enough_reports: So many good reports, and nobody is waited for any more; 0 waits for all.
@@ -127,6 +133,7 @@ class Exchange:
         *,
         key: Ed25519PrivateKey,
         on_reply: Callable[[str, str], None] | None = None,
+        note: Note | None = None,
     ) -> None:
         """Speak over ``transport``, signing with ``key``.
 
@@ -136,9 +143,10 @@ class Exchange:
             key: The server's signing key.
             on_reply: Called with (merchant, error or "") when a merchant has trained or is left
                 out; for progress.
+            note: Called with (merchants, what they did, why) as soon as it is known.
         """
         self._transport, self._plan, self._key = transport, plan, key
-        self._on_reply = on_reply
+        self._on_reply, self._note = on_reply, note
         self._started = time.monotonic()
         self.outcome = RoundOutcome()
 
@@ -189,10 +197,7 @@ class Exchange:
                 if reply.merchant not in waiting:
                     continue
                 waiting.discard(reply.merchant)
-                error = self._take(phase, reply, fold, most)
-                if error:
-                    self._fail(reply.merchant, error)
-                else:
+                if self._take(phase, reply, fold, most):
                     good.add(reply.merchant)
                     if self._on_reply and trains:
                         self._on_reply(reply.merchant, "")
@@ -200,8 +205,10 @@ class Exchange:
                 break
         self._transport.forget()
         for merchant in sorted(waiting):
-            late = f"no report within {deadline_s:.0f} s"
-            self._fail(merchant, late if len(good) < enough else f"{enough} others were enough")
+            if len(good) < enough:
+                self.fail(merchant, f"no report within {deadline_s:.0f} s", "missed")
+            else:
+                self.fail(merchant, f"{enough} others were enough")
         return good
 
     def close(self, reporters: Sequence[str]) -> RoundOutcome:
@@ -223,17 +230,26 @@ class Exchange:
             )
         return outcome
 
-    def _fail(self, merchant: str, error: str) -> None:
+    def fail(self, merchant: str, error: str, what: What | None = None) -> None:
+        """Leave a merchant out; with ``what`` it is remembered for that."""
         error = printable(error)  # the words of a merchant, as often as not
         self.outcome.failures[merchant] = error
         log.warning("report_refused", extra={"merchant": merchant, "reason": error})
+        if what:
+            self.note([merchant], what, error)
         if self._on_reply:
             self._on_reply(merchant, error)
 
-    def _take(self, phase: Phase, reply: Reply, fold: Fold, most: int) -> str:
-        """Verify and fold one reply; returns why it was refused, or an empty string."""
+    def note(self, merchants: Collection[str], what: What, why: str) -> None:
+        """Say what merchants did."""
+        if self._note:
+            self._note(merchants, what, why)
+
+    def _take(self, phase: Phase, reply: Reply, fold: Fold, most: int) -> bool:
+        """Verify and fold one reply; returns whether it was good."""
         if reply.error:
-            return reply.error
+            self.fail(reply.merchant, reply.error, "missed")
+            return False
         plan, outcome = self._plan, self.outcome
         outcome.bytes_up += len(reply.message)
         try:
@@ -247,16 +263,27 @@ class Exchange:
             # Who helps to unmask is in a sum that is settled: without it, the others' is lost.
             if phase != "unmask" and not plan.on_roster(reply.merchant, key):
                 raise PolicyError(f"{reply.merchant}: is revoked; its report counts no more")
+        except HandbillError as error:  # it may not be the merchant's at all
+            self.fail(reply.merchant, str(error), "missed")
+            return False
+        try:
             fold(report, tensors)
+        except ProtocolError as error:
+            # A bad update by itself costs its merchant alone; in a secure sum it costs all.
+            self.fail(reply.merchant, str(error), "missed" if phase == "train" else "broke")
+            return False
         except HandbillError as error:
-            return str(error)
+            self.fail(reply.merchant, str(error), "missed" if phase == "train" else None)
+            return False
         except _MALFORMED as error:  # that no check has thought of: one reply ends no round
             log.exception("report_unreadable", extra={"merchant": reply.merchant})
-            return f"its report cannot be used ({type(error).__name__})"
+            why = f"its report cannot be used ({type(error).__name__})"
+            self.fail(reply.merchant, why, "missed" if phase == "train" else "broke")
+            return False
         outcome.ledger_heads[report.merchant] = report.ledger_head
         if report.privacy:
             outcome.privacy.append(report.privacy)
-        return ""
+        return True
 
 
 def run_round(
@@ -267,6 +294,7 @@ def run_round(
     key: Ed25519PrivateKey,
     fold: Fold,
     on_reply: Callable[[str, str], None] | None = None,
+    note: Note | None = None,
 ) -> RoundOutcome:
     """Instruct every merchant of the cohort, then fold in each good report as it arrives.
 
@@ -277,11 +305,12 @@ def run_round(
         key: The server's signing key.
         fold: Called with each verified report and its tensors; may refuse by raising.
         on_reply: As in :class:`Exchange`.
+        note: As in :class:`Exchange`.
 
     Raises:
         RoundError: Fewer than ``plan.min_reports`` good reports by the deadline.
     """
-    exchange = Exchange(transport, plan, key=key, on_reply=on_reply)
+    exchange = Exchange(transport, plan, key=key, on_reply=on_reply, note=note)
     folded: list[str] = []
 
     def take(report: Report, tensors: Tensors) -> None:

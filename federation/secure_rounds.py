@@ -7,8 +7,8 @@ before the first.
 """
 
 import hashlib
-import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -21,22 +21,26 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from handbill.errors import ProtocolError, RoundError
 from handbill.federation.messages import Instruction, Phase, Report, attached, detach
 from handbill.federation.roster import Roster
-from handbill.federation.rounds import Exchange, RoundOutcome, RoundPlan, instruction
-from handbill.federation.secagg.aggregator import Aggregator
+from handbill.federation.rounds import Exchange, Note, RoundOutcome, RoundPlan, instruction
+from handbill.federation.secagg.aggregator import Aggregator, CheatedError
 from handbill.federation.secagg.participant import MOST_PROPOSALS
 from handbill.federation.secagg.ring import Ring
+from handbill.federation.secagg.session import Advert
 from handbill.federation.transport import Transport
 from handbill.generator.adapters import Tensors
 from handbill.generator.artifacts import canonical_json
 
-log = logging.getLogger(__name__)
-
 STATEMENT: Final = "secagg"  # what the core says, beside the weights
 ADVERT: Final = "advert"
+COMPLAINT: Final = "complaint"  # in the place of a masked vector
 ROSTER: Final = "roster"
 _SEALED_BYTES: Final = 2048  # a signed statement of fixed content: an advert is the longest
-_SHARE_BYTES: Final = 512  # an encrypted share, or two in the clear, with the names of its parties
-CONTROL_S: Final = 120.0  # phases without training take seconds
+_SHARE_BYTES: Final = (
+    512  # an encrypted share and its hashes, or two in the clear, with the names of its parties
+)
+# Of a round's time; what training leaves of all of it is for the phases after it.
+_TRAINING: Final = 3 / 4
+_ADVERTISING: Final = 1 / 4  # of the time for training
 
 Shapes = Mapping[str, tuple[int, int]]
 T = TypeVar("T")
@@ -109,7 +113,7 @@ class _Group:
     """Merchants whose updates are summed together, and how far they have come."""
 
     session: Aggregator
-    members: set[str]
+    members: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)  # while the others agreed
     closed: bool = False  # its sum cannot be opened
 
@@ -127,6 +131,7 @@ class SecureRound:
         shapes: Shapes,
         adverts: MutableMapping[str, bytes],
         on_reply: Callable[[str, str], None] | None = None,
+        note: Note | None = None,
     ) -> None:
         """Prepare a round.
 
@@ -138,13 +143,16 @@ class SecureRound:
             shapes: Of an update.
             adverts: Adverts not used yet, by merchant; used ones are taken out, new ones put in.
             on_reply: As in :class:`~handbill.federation.rounds.Exchange`.
+            note: As in :class:`~handbill.federation.rounds.Exchange`. ``signed`` is noted before
+                anybody is asked to sign.
         """
         if plan.ring is None:
             raise RoundError("a secure round needs a ring")
         self._plan, self._roster, self._shapes, self._adverts = plan, roster, shapes, adverts
         self._ring: Ring = plan.ring
         self._key = key
-        self._exchange = Exchange(transport, plan, key=key, on_reply=on_reply)
+        self._exchange = Exchange(transport, plan, key=key, on_reply=on_reply, note=note)
+        self._began = time.monotonic()
 
     def run(
         self, weights: Tensors, groups: Sequence[Sequence[str]]
@@ -161,50 +169,53 @@ class SecureRound:
         Raises:
             RoundError: Fewer than ``plan.min_reports`` merchants are in the sums.
         """
-        self._advertise([merchant for group in groups for merchant in group])
+        self._began = time.monotonic()
         with ExitStack() as spools:
-            means = list(self._means(list(self._open(groups, weights, spools)), weights))
+            sessions = [_Group(self._session(weights, spools)) for _ in groups]
+            self._advertise(
+                {m: s for s, group in zip(sessions, groups, strict=True) for m in group}
+            )
+            means = list(self._means(sessions, weights))
         reporters = [merchant for mean in means for merchant in mean.members]
         self._exchange.outcome.sums = [len(mean.members) for mean in means]
         return self._exchange.close(reporters), means
 
-    def _advertise(self, merchants: Sequence[str]) -> None:
-        """Ask those of whom there is no advert."""
+    def _session(self, weights: Tensors, spools: ExitStack) -> Aggregator:
+        asked = instruction(self._plan, "", "share")
+        return Aggregator(
+            self._roster.members,
+            context=context(asked, weights, roster=self._roster, operator=self._key.public_key()),
+            ring=self._ring,
+            dimension=dimension(self._shapes),
+            spool=spools.enter_context(tempfile.TemporaryFile()),
+        )
 
-        def keep(report: Report, tensors: Tensors) -> None:
-            self._adverts[report.merchant] = detach(tensors, ADVERT)
+    def _advertise(self, groups: Mapping[str, _Group]) -> None:
+        """Let everybody into its group who advertised well; ask those of whom there is no advert."""
 
-        missing: dict[str, Tensors] = {m: {} for m in merchants if m not in self._adverts}
+        def enter(merchant: str, advert: bytes) -> None:
+            groups[merchant].session.advertised(merchant, advert)
+            groups[merchant].members.add(merchant)
+
+        missing: dict[str, Tensors] = {}
+        for merchant in groups:
+            try:
+                enter(merchant, self._adverts.pop(merchant))
+            except (KeyError, ProtocolError):  # none, or of a key that it had then
+                missing[merchant] = {}
         if missing:
             self._exchange.ask(
-                "advertise", missing, keep, room=self._room("advertise"), deadline_s=CONTROL_S
+                "advertise",
+                missing,
+                lambda report, tensors: enter(report.merchant, detach(tensors, ADVERT)),
+                room=self._room("advertise"),
+                deadline_s=self._plan.deadline_s * _TRAINING * _ADVERTISING,
             )
 
-    def _open(
-        self, groups: Sequence[Sequence[str]], weights: Tensors, spools: ExitStack
-    ) -> Iterator[_Group]:
-        """A session for each group, of those who advertised well."""
-        asked = instruction(self._plan, "", "share")
-        digest = context(asked, weights, roster=self._roster, operator=self._key.public_key())
-        for merchants in groups:
-            session = Aggregator(
-                self._roster.members,
-                context=digest,
-                ring=self._ring,
-                dimension=dimension(self._shapes),
-                spool=spools.enter_context(tempfile.TemporaryFile()),  # noqa: SIM115 - the stack closes it
-            )
-            group = _Group(session, set())
-            for merchant in merchants:
-                try:
-                    session.advertised(merchant, self._adverts.pop(merchant))
-                except KeyError:
-                    continue  # it did not answer, and is among the failures
-                except ProtocolError as error:
-                    self._exchange.outcome.failures[merchant] = str(error)
-                else:
-                    group.members.add(merchant)
-            yield group
+    def _left(self, *, part: float = 1.0, phases: int = 1) -> float:
+        """Seconds for a phase, so that it and as many as may follow end in that part of the round."""
+        ends = self._began + part * self._plan.deadline_s
+        return max(0.0, ends - time.monotonic()) / phases
 
     def _means(self, groups: Sequence[_Group], weights: Tensors) -> Iterator[GroupMean]:
         """Take all groups through their phases side by side; those that fail are left out."""
@@ -215,20 +226,26 @@ class SecureRound:
             lambda group: dict.fromkeys(group.members, group.session.share_request()),
             Aggregator.shared,
             beside=beside,
-            deadline_s=self._plan.deadline_s,
+            deadline_s=self._left(part=_TRAINING),
         )
         self._ask(
             "mask",
             groups,
             lambda group: {m: group.session.mask_request(m) for m in group.members},
             Aggregator.masked,
+            deadline_s=self._left(phases=2 + MOST_PROPOSALS),
         )
+        for group in groups:
+            for merchant in () if group.closed else group.session.accused():
+                group.members.discard(merchant)
+                self._exchange.fail(merchant, "its shares do not open for others", "broke")
         self._agree(groups)
         self._ask(
             "unmask",
             groups,
             lambda group: dict.fromkeys(group.members, group.session.unmask_request()),
             Aggregator.unmasked,
+            deadline_s=self._left(),
         )
         for group in groups:
             mean = self._attempt(group, partial(self._finish, group.session))
@@ -237,14 +254,22 @@ class SecureRound:
 
     def _agree(self, groups: Sequence[_Group]) -> None:
         """Let every group agree on who is in its sum, and again without those lost meanwhile."""
+
+        def proposal(group: _Group) -> Mapping[str, bytes]:
+            request = group.session.agree_request(group.lost)
+            if not group.lost:
+                self._exchange.note(group.members, "signed", "asked to sign for a sum")
+            return dict.fromkeys(group.members, request)
+
         asked = list(groups)
-        for _ in range(MOST_PROPOSALS):
+        for number in range(MOST_PROPOSALS):
             before = {id(group): set(group.members) for group in asked}
             self._ask(
                 "agree",
                 asked,
-                lambda group: dict.fromkeys(group.members, group.session.agree_request(group.lost)),
+                proposal,
                 Aggregator.agreed,
+                deadline_s=self._left(phases=1 + MOST_PROPOSALS - number),
             )
             for group in asked:
                 group.lost = before[id(group)] - group.members
@@ -259,8 +284,8 @@ class SecureRound:
         requests: Callable[[_Group], Mapping[str, bytes]],
         take: Callable[[Aggregator, str, bytes], None],
         *,
+        deadline_s: float,
         beside: Tensors | None = None,
-        deadline_s: float = CONTROL_S,
     ) -> None:
         """One phase of every group that is not closed; its members are those that answered well."""
         content: dict[str, Tensors] = {}
@@ -272,9 +297,15 @@ class SecureRound:
                 of[merchant] = group
 
         def fold(report: Report, tensors: Tensors) -> None:
+            merchant = report.merchant
+            session = of[merchant].session
+            if phase == "mask" and (complaint := detach(tensors, COMPLAINT)):
+                session.refused(merchant, complaint)
+            take(session, merchant, detach(tensors, STATEMENT))
             if phase == "unmask":
-                self._adverts[report.merchant] = detach(tensors, ADVERT)
-            take(of[report.merchant].session, report.merchant, detach(tensors, STATEMENT))
+                advert = detach(tensors, ADVERT)
+                Advert.read(advert, merchant, self._roster.members[merchant])
+                self._adverts[merchant] = advert
 
         good = self._exchange.ask(
             phase, content, fold, room=self._room(phase), deadline_s=deadline_s
@@ -291,10 +322,17 @@ class SecureRound:
 
     def _finish(self, session: Aggregator) -> GroupMean:
         """Open one sum."""
-        opened = session.finish()
-        for liar in opened.liars:
-            log.warning("wrong_share", extra={"merchant": liar})
-        mean = self._ring.mean(opened.total, len(opened.survivors))
+        try:
+            opened = session.finish()
+        except CheatedError as error:
+            for merchant in error.merchants:
+                self._exchange.fail(merchant, str(error), "broke")
+            raise
+        try:
+            mean = self._ring.mean(opened.total, len(opened.survivors))
+        except ProtocolError as error:
+            self._exchange.note(opened.survivors, "spoiled", str(error))
+            raise
         return GroupMean(opened.survivors, unflatten(mean, self._shapes))
 
     def _attempt(self, group: _Group, step: Callable[[], T]) -> T | None:
@@ -306,6 +344,6 @@ class SecureRound:
         except (ProtocolError, RoundError) as error:
             group.closed = True
             for merchant in group.members:
-                self._exchange.outcome.failures[merchant] = str(error)
+                self._exchange.outcome.failures.setdefault(merchant, str(error))
             group.members.clear()
             return None

@@ -1,7 +1,7 @@
 """Who is asked in a round: enrolled, connected, and not given up on for now."""
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -11,7 +11,7 @@ from handbill.federation.roster import Roster
 from handbill.federation.secagg.session import MIN_COHORT
 from handbill.federation.transport import Transport
 from handbill.generator.artifacts import load_public_key
-from handbill.server.records import Round
+from handbill.server.records import Conduct, Did, Round
 from handbill.server.registry import Registry
 from handbill.server.settings import SETTINGS_FILE, ServerSettings
 
@@ -51,10 +51,11 @@ class Cohort:
                 f"which the policy of every merchant must allow"
             )
 
-    def wait(self, *, again: Collection[str] = ()) -> Mapping[str, Ed25519PublicKey]:
+    def wait(self, run: str, *, again: Collection[str] = ()) -> Mapping[str, Ed25519PublicKey]:
         """Wait, not for ever, until enough merchants are there.
 
         Args:
+            run: Which run asks them.
             again: Merchants of an attempt that failed: those who went away meanwhile are given
                 :data:`RETURN_S` to come back.
 
@@ -62,12 +63,25 @@ class Cohort:
             Whom the round asks, with the key each signs with.
 
         Raises:
-            RoundError: They did not come within :data:`WAIT_S`.
+            RoundError: They did not come within :data:`WAIT_S`, or too few may be asked.
         """
         self.roster = self._registry.roster()
         with self._registry.database.begin() as uow:
-            self._away = quarantined(uow.rounds.all(), after=self._settings.quarantine_after)
+            self._away = left_out(
+                uow.rounds.all(),
+                uow.rounds.conduct(),
+                run=run,
+                after=self._settings.quarantine_after,
+            )
         enrolled = len(self.roster.members)
+        away = sorted(self.roster.members.keys() & self._away)
+        if enrolled - len(away) < min(enrolled, self._fewest):
+            raise RoundError(
+                f"{enrolled - len(away)} of {enrolled} enrolled merchants can be asked, "
+                f"{self._fewest} needed; left out for what they did in earlier rounds: "
+                f"{', '.join(away)}. progress.jsonl says what it was; another run asks those again "
+                f"that broke the protocol in this one"
+            )
         began = time.monotonic()
         missed = set(again) & self.roster.members.keys() - self._away
         while True:
@@ -95,31 +109,44 @@ class Cohort:
         }
 
 
-def quarantined(rounds: Iterable[Round], *, after: int) -> set[str]:
-    """Merchants that were waited for in vain again and again: not to be asked in the next round.
+def left_out(
+    rounds: Iterable[Round], conduct: Sequence[Conduct], *, run: str, after: int
+) -> set[str]:
+    """Merchants that are not to be asked next, by what they did in attempts before.
 
-    Whoever was asked in ``after`` committed rounds one after the other, and is in none of them, is
-    left out of as many, and then asked again. Worked out from the committed rounds alone, so that
-    a server that was started again decides the same.
+    Whoever broke the protocol, in an attempt that was committed or not, is asked no more in that
+    run: its next contribution may cost all others the budget of a round.
+    Whoever was waited for in vain in ``after`` committed rounds one after the other, or was in a sum
+    that was spoiled, is left out of as many, and then asked again. Worked out from what is written
+    alone, so that a server that was started again decides the same.
 
     Args:
-        rounds: In the order they were opened.
-        after: 0 leaves nobody out.
+        rounds: Every attempt, in the order they were opened.
+        conduct: What merchants did in them.
+        run: The run that would ask.
+        after: 0 leaves nobody out for having missed rounds.
     """
-    if not after:
-        return set()
+    broke = {one.merchant for one in conduct if one.run == run and one.what == "broke"}
+    return broke | (_resting(rounds, Did(conduct), after) if after else set())
+
+
+def _resting(rounds: Iterable[Round], did: Did, after: int) -> set[str]:
     misses: dict[str, int] = {}
-    left_out: dict[str, int] = {}
+    resting: dict[str, int] = {}
     for one in rounds:
         if one.status != "committed" or one.stage == "personal":
             continue
-        for merchant in list(left_out):
+        for merchant in list(resting):
             if merchant not in one.cohort:
-                left_out[merchant] -= 1
-                if not left_out[merchant]:
-                    del left_out[merchant]
-        for merchant in one.cohort:
-            misses[merchant] = 0 if merchant in one.survivors else misses.get(merchant, 0) + 1
-            if misses[merchant] >= after:
-                misses[merchant], left_out[merchant] = 0, after
-    return set(left_out)
+                resting[merchant] -= 1
+                if not resting[merchant]:
+                    del resting[merchant]
+        missed = did(one, "missed") | did(one, "spoiled")
+        for merchant in one.cohort:  # who was not needed, since others were sooner, is neither
+            if merchant in missed:
+                misses[merchant] = misses.get(merchant, 0) + 1
+            elif merchant in one.survivors:
+                misses[merchant] = 0
+            if misses.get(merchant, 0) >= after:
+                misses[merchant], resting[merchant] = 0, after
+    return set(resting)

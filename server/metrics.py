@@ -8,7 +8,7 @@ from pathlib import Path
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from handbill.server.certificates import expires_at
-from handbill.server.cohort import quarantined
+from handbill.server.cohort import left_out
 from handbill.server.registry import open_registry
 from handbill.server.settings import ServerSettings
 
@@ -20,10 +20,13 @@ def server_figures(home: Path) -> Iterator[Metric]:
     try:
         with registry.database.begin() as uow:
             merchants, rounds, head = uow.merchants.all(), uow.rounds.all(), uow.audit.head()
+            runs, conduct = uow.rounds.runs(), uow.rounds.conduct()
     finally:
         registry.database.close()
     yield GaugeMetricFamily("handbill_merchants", "Merchants enrolled.", value=len(merchants))
-    away = quarantined(rounds, after=settings.quarantine_after)
+    away = left_out(
+        rounds, conduct, run=runs[-1].id if runs else "", after=settings.quarantine_after
+    )
     yield GaugeMetricFamily(
         "handbill_merchants_quarantined", "Merchants not asked for now.", value=len(away)
     )

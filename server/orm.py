@@ -135,6 +135,24 @@ class RoundRow(Base):
     )
 
 
+class ConductRow(Base):
+    """What a merchant did in an attempt at a round; rows are only ever added."""
+
+    __tablename__ = "conduct"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"))
+    number: Mapped[int]
+    stage: Mapped[str] = mapped_column(String(16))
+    attempt: Mapped[int]
+    merchant: Mapped[str] = mapped_column(String(64))
+    what: Mapped[str] = mapped_column(String(16))
+    why: Mapped[str] = mapped_column(String(500))
+
+    __table_args__ = (
+        CheckConstraint("what IN ('missed', 'broke', 'signed', 'spoiled')", name="what"),
+    )
+
+
 class ReceiptRow(Base):
     """The ledger head of a merchant in the last committed round it took part in."""
 

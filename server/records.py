@@ -5,11 +5,12 @@ model everybody shares. Field names equal the columns of ``orm.py``.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from handbill.errors import InputError, RoundError
+from handbill.federation.rounds import What
 from handbill.generator.artifacts import canonical_json, sha256_digest
 from handbill.generator.model_specs import spec_from_dict, trains
 
@@ -17,6 +18,7 @@ Stage = Literal["warmup", "global", "personal"]
 RoundStatus = Literal["open", "committed", "abandoned"]
 RunStatus = Literal["running", "finished", "failed"]
 STAGES: Final = ("warmup", "global", "personal")
+WHY_CHARS: Final = 500  # of a reason that is kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,35 @@ class Round:
     def facts(self) -> str:
         """Return the digest of everything here, which the audit entry of a commit holds."""
         return sha256_digest(canonical_json(asdict(self)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conduct:
+    """What a merchant did in an attempt at a round (:data:`~handbill.federation.rounds.What`)."""
+
+    run: str
+    number: int
+    stage: Stage
+    attempt: int
+    merchant: str
+    what: What
+    why: str  # cut to WHY_CHARS
+
+
+class Did:
+    """Who did what in an attempt, and why: ``did(attempt, "missed")`` gives reasons by merchant."""
+
+    def __init__(self, conduct: Iterable[Conduct]) -> None:
+        """Sort what was written by attempt."""
+        self._found: dict[tuple[object, ...], dict[str, str]] = {}
+        for one in conduct:
+            place = one.run, one.stage, one.number, one.attempt, one.what
+            self._found.setdefault(place, {})[one.merchant] = one.why
+
+    def __call__(self, attempt: Round, what: What) -> dict[str, str]:
+        """Return the reasons by merchant."""
+        place = attempt.run, attempt.stage, attempt.number, attempt.attempt, what
+        return self._found.get(place, {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

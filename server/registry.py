@@ -12,7 +12,7 @@ audit-head.json}``.
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from handbill.errors import ArtifactError, MissingError, RoundError
 from handbill.federation.messages import AuditHead, Receipt
 from handbill.federation.roster import Roster
+from handbill.federation.rounds import What
 from handbill.generator import artifacts
 from handbill.generator.artifacts import (
     ArtifactStore,
@@ -37,7 +38,9 @@ from handbill.privacy.faults import faultpoint
 from handbill.server.channels import Channels, refuse_revoked
 from handbill.server.outbox import Outbox
 from handbill.server.records import (
+    WHY_CHARS,
     Artifact,
+    Conduct,
     Merchant,
     Round,
     Run,
@@ -149,6 +152,30 @@ class Registry:
             attempt = uow.rounds.open(run, number, stage, list(cohort))
             uow.commit()
         return attempt
+
+    def note_conduct(
+        self, attempt: Round, merchants: Collection[str], what: What, why: str
+    ) -> None:
+        """Write what merchants did in an attempt, as soon as it is known.
+
+        Raises:
+            RoundError: Another coordinator took over.
+        """
+        noted = [
+            Conduct(
+                run=attempt.run,
+                number=attempt.number,
+                stage=attempt.stage,
+                attempt=attempt.attempt,
+                merchant=merchant,
+                what=what,
+                why=why[:WHY_CHARS],
+            )
+            for merchant in sorted(merchants)
+        ]
+        with self.database.begin() as uow:
+            uow.rounds.note(attempt.run, noted)
+            uow.commit()
 
     def abandon_round(self, attempt: Round, reason: str, *, actor: str = "server") -> None:
         """Close an open attempt without a result."""

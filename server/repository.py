@@ -5,10 +5,10 @@ undoes everything. Units of work run one after another (``orm.py``), so what is 
 still holds when it is written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, replace
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Self, TypeVar
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -20,9 +20,10 @@ from handbill.generator.artifacts import utc_now
 from handbill.server import orm
 from handbill.server.audit import AuditEntry, next_entry
 from handbill.server.database import migrate
+from handbill.server.lease_repository import LeaseRepository
 from handbill.server.records import (
     Artifact,
-    Held,
+    Conduct,
     Invitation,
     Merchant,
     Publication,
@@ -33,7 +34,16 @@ from handbill.server.records import (
 )
 
 Record = TypeVar(
-    "Record", Held, Invitation, Merchant, Run, Round, Receipt, Artifact, Publication, AuditEntry
+    "Record",
+    Conduct,
+    Invitation,
+    Merchant,
+    Run,
+    Round,
+    Receipt,
+    Artifact,
+    Publication,
+    AuditEntry,
 )
 
 
@@ -113,35 +123,6 @@ class InvitationRepository:
         row = orm.InvitationRow
         which = (row.merchant == merchant) | (row.expires_at < expired_before)
         self._session.execute(delete(row).where(which))
-
-
-class LeaseRepository:
-    """The lease of the coordinator that takes rounds."""
-
-    _NAME: Final = "rounds"
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def get(self) -> Held | None:
-        """Return who holds it, None if nobody does."""
-        row = self._session.get(orm.LeaseRow, self._NAME)
-        return None if row is None else _record(Held, row)
-
-    def put(self, holder: str) -> None:
-        """Give it to ``holder``, whoever had it."""
-        self._session.merge(orm.LeaseRow(name=self._NAME, holder=holder, beat=0))
-
-    def beat(self, holder: str) -> bool:
-        """Count up; returns whether ``holder`` still has it."""
-        row = orm.LeaseRow
-        query = update(row).where(row.name == self._NAME, row.holder == holder)
-        return bool(self._session.execute(query.values(beat=row.beat + 1)).rowcount)  # type: ignore[attr-defined]
-
-    def release(self, holder: str) -> None:
-        """Give it up, if ``holder`` has it."""
-        row = orm.LeaseRow
-        self._session.execute(delete(row).where(row.name == self._NAME, row.holder == holder))
 
 
 class RoundRepository:
@@ -234,6 +215,21 @@ class RoundRepository:
                     run=attempt.run, round=attempt.number, stage=attempt.stage, head=head
                 )
                 self._session.merge(orm.ReceiptRow(merchant=merchant, **asdict(receipt)))
+
+    def note(self, run_id: str, conduct: Iterable[Conduct]) -> None:
+        """Add what merchants did in an attempt of a run.
+
+        Raises:
+            LeaseError: another coordinator took over, or the run was ended.
+        """
+        self._fence(run_id)
+        self._session.add_all(orm.ConductRow(**asdict(one)) for one in conduct)
+        self._session.flush()
+
+    def conduct(self) -> list[Conduct]:
+        """Return what merchants did in every attempt, in the order it was found."""
+        query = select(orm.ConductRow).order_by(orm.ConductRow.id)
+        return [_record(Conduct, row) for row in self._session.scalars(query)]
 
     def receipts(self) -> dict[str, Receipt]:
         """Return each merchant's ledger head in the last committed round it took part in."""

@@ -85,17 +85,23 @@ class SecureAggregation:
         bound: A coordinate of an update beyond it is cut off there.
         group_size: Sum in groups of about so many merchants, of which the median is taken; 0
             sums all of them at once. At least 5.
+        repeats: So many sums of a run may be lost after merchants signed for them, before the run
+            stops: each costs those merchants a round's budget, for which their policies have room
+            once by default (``spare_rounds``).
     """
 
     enabled: bool = True
     bits: int = 32
     bound: float = 1.0
     group_size: int = 0
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         Ring(bits=self.bits, bound=self.bound)
         if self.group_size and self.group_size < MIN_COHORT:
             raise InputError(f"group_size={self.group_size}: 0, or {MIN_COHORT} at least")
+        if self.repeats < 0:
+            raise InputError(f"repeats={self.repeats} is negative")
 
     @property
     def ring(self) -> Ring | None:
@@ -118,9 +124,10 @@ class ServerSettings:
             0 waits for everybody until the deadline.
         compression: Of updates that are not summed securely: ``none``, or ``int8``, a quarter of
             the size.
-        deadline_s: How long a round waits for reports.
-        quarantine_after: A merchant that failed in so many committed rounds in a row is left out of
-            as many; 0 waits for everybody always.
+        deadline_s: How long an attempt at a round waits for merchants, in all its phases. In secure
+            sums three quarters of it are for training, the rest for the phases after it.
+        quarantine_after: A merchant that failed or was late in so many committed rounds in a row is
+            left out of as many; 0 waits for everybody always, but for who broke the protocol.
         max_update_norm: A report with a larger update is refused.
         gate_nats: A round that makes the loss on the probe texts rise by more is not committed.
         tensorboard: Write the curves of each run below ``tensorboard/`` in the server's home.

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from handbill.server.certificates import expires_at
-from handbill.server.cohort import quarantined
+from handbill.server.cohort import left_out
 from handbill.server.records import still_published
 from handbill.server.registry import open_registry
 from handbill.server.runs import standing
@@ -29,14 +29,16 @@ def server_status(home: Path) -> dict[str, Any]:
     try:
         with registry.database.begin() as uow:
             merchants, rounds, runs = uow.merchants.all(), uow.rounds.all(), uow.rounds.runs()
-            lease = uow.leases.get()
+            conduct, lease = uow.rounds.conduct(), uow.leases.get()
             published = still_published(uow.channels.history(""))
     finally:
         registry.database.close()
     superlink = SuperLink(home, settings)
     answers = superlink.healthy()
     online = superlink.online() if answers else set()
-    away = quarantined(rounds, after=settings.quarantine_after)
+    away = left_out(
+        rounds, conduct, run=runs[-1].id if runs else "", after=settings.quarantine_after
+    )
     expires = expires_at(home / "certificates")
     facts: dict[str, Any] = {
         "address": settings.address,

@@ -7,15 +7,15 @@ knows Flower or SQL; it speaks to a :class:`~handbill.federation.transport.Trans
 
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from handbill.errors import ProtocolError, RoundError
+from handbill.errors import ProtocolError
 from handbill.federation.aggregation import OptimizerState
 from handbill.federation.messages import Report, Stage
 from handbill.federation.rounds import RoundOutcome, RoundPlan, run_round
@@ -34,6 +34,7 @@ from handbill.generator.model_specs import (
     untrained,
     write_model,
 )
+from handbill.server.attempts import Attempts
 from handbill.server.cards import model_card
 from handbill.server.cohort import Cohort
 from handbill.server.gate import Gate
@@ -50,8 +51,6 @@ from handbill.server.tracking import Trackers
 from handbill.server.updates import Updates, enough_reports, nothing_to_fold
 
 log = logging.getLogger(__name__)
-
-ATTEMPTS: Final = 3
 
 
 class Training:
@@ -90,6 +89,9 @@ class Training:
         self._shapes = shapes_of(self.spec, self.base)
         self._updates = Updates(transport, settings, key=self._key, shapes=self._shapes)
         self._cohort = Cohort(transport, registry, settings)
+        self._attempts = Attempts(
+            registry, self._cohort, self.progress, repeats=settings.secure_aggregation.repeats
+        )
         self._trackers = Trackers(home, settings)
 
     def train(self, run: str, *, publish: bool) -> None:
@@ -103,7 +105,7 @@ class Training:
             InputError: Sums are to be secure, and too few merchants are enrolled for one; or the
                 key-encryption key cannot be used.
             MissingError: There is no key-encryption key.
-            RoundError: A round could not be committed in :data:`ATTEMPTS` attempts.
+            RoundError: A round could not be committed (:meth:`Attempts.take`).
             LeaseError: Another coordinator is at work or took over, or the run was ended.
         """
         with Lease(self._registry.database):
@@ -128,12 +130,12 @@ class Training:
                 take = partial(
                     self._shared_round, parent=parent, weights=weights, state=state, rounds=rounds
                 )
-                self._attempt(run, done + 1, stage, take)
+                self._attempts.take(run, done + 1, stage, take)
         if self._settings.recipe.personal_steps and not self._registry.last_committed(
             run, "personal"
         ):
             own = partial(self._personal_round, parent=parent, weights=weights)
-            self._attempt(run, 1, "personal", own)
+            self._attempts.take(run, 1, "personal", own)
         if trains(self.spec) == "interest":
             self._deliver(run, parent, weights)
         elif publish:
@@ -145,7 +147,7 @@ class Training:
         """One round without training or budget: what a round costs by itself."""
         outcome = run_round(
             self._transport,
-            self._plan(run, 1, 0, "ping", cohort=self._cohort.wait()),
+            self._plan(run, 1, 0, "ping", cohort=self._cohort.wait(run)),
             {},
             key=self._key,
             fold=nothing_to_fold,
@@ -205,25 +207,6 @@ class Training:
         folder = self._registry.store.path(committed.aggregate)
         return read_tensors(folder, self.spec, self.base)
 
-    def _attempt(
-        self, run: str, number: int, stage: RoundStage, take: Callable[[Round], None]
-    ) -> None:
-        """Open a round and take it; abandon it and try again if it cannot be committed."""
-        failed: Collection[str] = ()
-        for attempts_left in reversed(range(ATTEMPTS)):
-            there = self._cohort.wait(again=failed)
-            attempt = self._registry.open_round(run, number, stage, list(there))
-            try:
-                take(attempt)
-            except RoundError as error:
-                self._registry.abandon_round(attempt, str(error))
-                self.progress.note("abandoned", run=run, round=number, reason=str(error))
-                failed = attempt.cohort
-                if not attempts_left:
-                    raise
-            else:
-                return
-
     def _planned(self, attempt: Round, parent: str, *, ring: Ring | None = None) -> RoundPlan:
         """The plan of an attempt: for those it was opened for, whoever has come or gone since."""
         plan = self._plan(
@@ -252,7 +235,11 @@ class Training:
         """A round of the adapter that everybody shares: on catalogues, or on shoppers' rows."""
         plan = self._planned(attempt, parent, ring=self._settings.secure_aggregation.ring)
         outcome, mean = self._updates.collect(
-            plan, weights, roster=self._cohort.roster, on_reply=self._noting(plan)
+            plan,
+            weights,
+            roster=self._cohort.roster,
+            on_reply=self._noting(plan),
+            note=self._attempts.noting(attempt),
         )
         optimizer = self._settings.optimizer.at(attempt.number, of=rounds)
         moved, after = optimizer.step(weights, mean, state)
@@ -309,9 +296,14 @@ class Training:
 
         plan = self._planned(attempt, parent)
         with tempfile.TemporaryDirectory() as temporary:
-            noting = self._noting(plan)
             outcome = run_round(
-                self._transport, plan, weights, key=self._key, fold=keep, on_reply=noting
+                self._transport,
+                plan,
+                weights,
+                key=self._key,
+                fold=keep,
+                on_reply=self._noting(plan),
+                note=self._attempts.noting(attempt),
             )
             self._commit(attempt, None, parent, outcome, {}, own=own)
 
@@ -358,7 +350,7 @@ class Training:
 
         Nothing hangs on it: who misses it has the weights that its last round began with.
         """
-        plan = self._plan(run, 1, 0, "deliver", cohort=self._cohort.wait(), parent=parent)
+        plan = self._plan(run, 1, 0, "deliver", cohort=self._cohort.wait(run), parent=parent)
         failures = self._updates.hand_out(plan, weights, on_reply=self._noting(plan))
         self.progress.note("delivered", run=run, digest=parent, failures=failures)
 

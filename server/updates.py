@@ -6,11 +6,12 @@ from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from handbill.errors import ProtocolError, RoundError
 from handbill.federation.aggregation import MeanAccumulator, Shapes, robust_mean
 from handbill.federation.compression import expand
 from handbill.federation.messages import Report
 from handbill.federation.roster import Roster
-from handbill.federation.rounds import Exchange, RoundOutcome, RoundPlan, run_round
+from handbill.federation.rounds import Exchange, Note, RoundOutcome, RoundPlan, run_round
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import threshold
 from handbill.federation.secure_rounds import SecureRound
@@ -44,6 +45,7 @@ class Updates:
         *,
         roster: Roster,
         on_reply: Callable[[str, str], None],
+        note: Note,
     ) -> tuple[RoundOutcome, Tensors]:
         """Take one round to the mean of its merchants' updates.
 
@@ -52,12 +54,13 @@ class Updates:
             weights: As of the plan's parent.
             roster: The log as it stands.
             on_reply: As in :class:`~handbill.federation.rounds.Exchange`.
+            note: As in :class:`~handbill.federation.rounds.Exchange`.
 
         Raises:
-            RoundError: Too few good reports.
+            RoundError: Too few good reports, or a mean that no good ones have.
         """
         if plan.ring is None:
-            return self._one_by_one(plan, weights, on_reply)
+            return self._one_by_one(plan, weights, on_reply, note)
         secure = SecureRound(
             self._transport,
             plan,
@@ -66,6 +69,7 @@ class Updates:
             shapes=self._shapes,
             adverts=self._adverts,
             on_reply=on_reply,
+            note=note,
         )
         size = self._settings.secure_aggregation.group_size
         outcome, means = secure.run(weights, groups_of(list(plan.cohort), size))
@@ -82,7 +86,11 @@ class Updates:
         return exchange.outcome.failures
 
     def _one_by_one(
-        self, plan: RoundPlan, weights: Tensors, on_reply: Callable[[str, str], None]
+        self,
+        plan: RoundPlan,
+        weights: Tensors,
+        on_reply: Callable[[str, str], None],
+        note: Note,
     ) -> tuple[RoundOutcome, Tensors]:
         total = MeanAccumulator(self._shapes, max_norm=self._settings.max_update_norm)
 
@@ -91,14 +99,21 @@ class Updates:
             total.add(expand(update, self._shapes) if plan.compression == "int8" else update)
 
         outcome = run_round(
-            self._transport, plan, weights, key=self._key, fold=add, on_reply=on_reply
+            self._transport, plan, weights, key=self._key, fold=add, on_reply=on_reply, note=note
         )
         return outcome, total.mean()
 
     def _checked(self, mean: Tensors) -> Tensors:
-        """A group's mean, as long as it is no larger than an update may be."""
+        """A group's mean, as long as it is no larger than an update may be.
+
+        Raises:
+            RoundError: It is larger, so that somebody's in it was.
+        """
         one = MeanAccumulator(self._shapes, max_norm=self._settings.max_update_norm)
-        one.add(mean)
+        try:
+            one.add(mean)
+        except ProtocolError as error:
+            raise RoundError(f"the mean of a secure sum cannot be used: {error}") from error
         return mean
 
 
@@ -122,11 +137,14 @@ def enough_reports(settings: ServerSettings, asked: int, ring: Ring | None) -> i
     """With how many reports a round waits for no more; 0 waits for everybody.
 
     A secure sum cannot be opened below its threshold, and merchants would have paid for nothing:
-    there the number is never less. With several groups it is not known how those who reported are
-    spread over them, so all are waited for.
+    there as many more are waited for as make half of those that a sum can do without, so that the
+    other half may be lost in later phases. With several groups it is not known how those who
+    reported are spread over them, so all are waited for.
     """
     wanted = settings.enough_reports
     if not wanted or ring is None:
         return wanted
     groups = groups_of(range(asked), settings.secure_aggregation.group_size)
-    return max(wanted, threshold(asked)) if len(groups) == 1 else 0
+    least = threshold(asked)
+    margin = (asked - least + 1) // 2
+    return max(wanted, least + margin) if len(groups) == 1 else 0

@@ -2,9 +2,8 @@
 
 import hashlib
 import io
-import itertools
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -18,13 +17,33 @@ from handbill.federation.sealed import unseal
 from handbill.federation.secagg.masks import Sign, Words, add_masks
 from handbill.federation.secagg.participant import MOST_PROPOSALS
 from handbill.federation.secagg.ring import Ring
-from handbill.federation.secagg.session import Advert, Session, commitment
+from handbill.federation.secagg.session import Advert, Session, commitment, share_hash
 from handbill.federation.secagg.sharing import SECRET_BYTES, Interpolation
 from handbill.generator.artifacts import canonical_json
 
+_CIPHERTEXT: Final = re.compile(r"[A-Za-z0-9+/]{198}==")  # two shares and a tag in Base64
+_HASHES: Final = re.compile(r"[0-9a-f]{64}")
 _SHARE: Final = re.compile(r"[0-9a-f]{132}")
-_CIPHERTEXT: Final = re.compile(r"[A-Za-z0-9+/]{198}==")  # of two shares and a tag
-_MOST_TRIES: Final = 5000  # sets of shares tried before a secret is given up
+
+
+class CheatedError(RoundError):
+    """A sum stays closed, since some shared something else than the secrets they advertised.
+
+    It is certain: every share used is the one its owner gave out, by the owner's own hash.
+
+    Attributes:
+        merchants: Who did.
+    """
+
+    def __init__(self, merchants: tuple[str, ...]) -> None:
+        """Name them."""
+        names = ", ".join(merchants)
+        super().__init__(f"{names} shared something else than its secret; the sum stays closed")
+        self.merchants = merchants
+
+
+class RefusedShareError(RoundError):
+    """A participant says that another's share for it does not open; one of the two lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +53,18 @@ class SecureSum:
     Attributes:
         total: The sum, shape (d,), modulo the ring.
         survivors: Whose vectors are in it.
-        liars: Participants whose shares of others' secrets were wrong.
     """
 
     total: Words
     survivors: tuple[str, ...]
-    liars: tuple[str, ...]
 
 
 class Aggregator:
     """One session. Each ``*_request`` closes a phase; what comes later is refused.
+
+    Whatever an honest participant would refuse is refused here first, when it comes and from whom
+    it comes (a :class:`~handbill.errors.ProtocolError` blames that merchant alone), so that nobody
+    spoils a session for the others.
 
     Memory holds one vector: masked vectors are added up as they come, and kept in ``spool``, from
     where that of a merchant lost later is taken out of the sum again.
@@ -66,25 +87,27 @@ class Aggregator:
         self._keys: set[str] = set()  # advertised
         self._session: Session
         self._shares: dict[str, dict[str, str]] = {}  # giver -> receiver -> ciphertext
+        self._hashes: dict[str, dict[str, str]] = {}  # giver -> receiver -> of both shares
+        self._accusers: dict[str, set[str]] = {}  # by whose shares do not open for them
         self._total = np.zeros(dimension, np.uint32)
         self._masked: dict[str, tuple[int, int]] = {}  # place in the spool and length
         self._survivors: set[str] = set()
         self._proposals = 0
         self._agreements: dict[str, str] = {}
         self._unmasked: dict[str, dict[str, dict[str, str]]] = {}
-        self._interpolations: dict[tuple[int, ...], Interpolation] = {}
-        self._liars: set[str] = set()
 
     def advertised(self, merchant: str, advert: bytes) -> None:
         """Take a merchant's signed advert.
 
         Raises:
-            ProtocolError: It is not to be trusted, or holds a key that was advertised before.
+            ProtocolError: It is not to be trusted, or holds a key that another advertised before.
         """
+        if merchant not in self._roster:
+            raise ProtocolError(f"{merchant} is not on the roster")
         read = Advert.read(advert, merchant, self._roster[merchant])
         keys = {read.encryption, read.masking}
-        if len(keys) < 2 or keys & self._keys:  # for which everybody would refuse the session
-            raise ProtocolError("advert holds a key that was advertised before")
+        if keys & self._keys:  # for which everybody would refuse the session
+            raise ProtocolError(f"{merchant} advertised a key that another had advertised before")
         self._keys |= keys
         self._adverts[merchant] = advert
 
@@ -101,20 +124,52 @@ class Aggregator:
 
     def shared(self, merchant: str, answer: bytes) -> None:
         """Take a merchant's encrypted shares: one for each other participant."""
-        shares = read_object(answer).get("shares")
-        others = self._session.adverts.keys() - {merchant}
-        if not isinstance(shares, dict) or shares.keys() != others:
-            raise ProtocolError("not one share for each other participant")
-        if not all(_matches(_CIPHERTEXT, share) for share in shares.values()):
-            raise ProtocolError("an encrypted share is malformed")
+        fields, everybody = read_object(answer), self._session.adverts.keys()
+        shares = _table(fields, "shares", everybody - {merchant}, _CIPHERTEXT)
+        self._hashes[merchant] = _table(fields, "hashes", everybody, _HASHES)
         self._shares[merchant] = shares
 
     def mask_request(self, merchant: str) -> bytes:
-        """What one of those who shared is asked next: the others' shares for it."""
+        """What one of those who shared is asked next: the others' shares for it.
+
+        Raises:
+            RoundError: Too few shared.
+        """
+        if len(self._shares) < self._session.threshold:
+            raise RoundError(
+                f"{len(self._shares)} merchants shared their secrets, {self._session.threshold} "
+                f"needed: too few to unmask a sum"
+            )
         givers = sorted(self._shares.keys() - {merchant})
         return canonical_json(
-            {"shares": {giver: self._shares[giver][merchant] for giver in givers}}
+            {
+                "shares": {giver: self._shares[giver][merchant] for giver in givers},
+                "hashes": {giver: self._hashes[giver][merchant] for giver in givers},
+            }
         )
+
+    def refused(self, merchant: str, complaint: bytes) -> None:
+        """Take a merchant's word that another's share for it does not open: it sends no vector.
+
+        Raises:
+            RefusedShareError: Always, else; who complains is left out, and not to blame.
+        """
+        body = unseal(complaint, "secagg/complaint", self._roster[merchant])
+        giver = str(body.get("giver"))
+        if body != {"transcript": self._session.transcript.hex(), "giver": giver} or (
+            giver not in self._shares.keys() - {merchant}
+        ):
+            raise ProtocolError("complaint of another session, or about nobody who shared")
+        self._accusers.setdefault(giver, set()).add(merchant)
+        raise RefusedShareError(f"the share from {giver} does not open, it says")
+
+    def accused(self) -> list[str]:
+        """Whose shares do not open for so many that one of these at least is honest.
+
+        A session can do without as many merchants as may lie, and goes on; more cannot all lie.
+        """
+        most = len(self._session.adverts) - self._session.threshold
+        return sorted(giver for giver, by in self._accusers.items() if len(by) > most)
 
     def masked(self, merchant: str, answer: bytes) -> None:
         """Add a masked vector to the sum."""
@@ -173,87 +228,87 @@ class Aggregator:
 
     def unmasked(self, merchant: str, answer: bytes) -> None:
         """Take the shares that a merchant holds of what opens this sum."""
-        fields = read_object(answer)
-        lost = self._shares.keys() - self._survivors
-        for name, owners in (("seeds", self._survivors), ("maskings", lost)):
-            shares = fields.get(name)
-            if not isinstance(shares, dict) or shares.keys() != owners:
-                raise ProtocolError("not one share of each secret that is needed")
-            if not all(_matches(_SHARE, share) for share in shares.values()):
-                raise ProtocolError("a share is malformed")
-        self._unmasked[merchant] = fields
+        fields, answered = read_object(answer), {}
+        for number, (kind, owners) in enumerate(
+            (("seeds", self._survivors), ("maskings", self._lost()))
+        ):
+            shares = answered[kind] = _table(fields, kind, owners, _SHARE)
+            for owner, share in shares.items():
+                # It checked, before it masked, that this is what its share from that one hashes to.
+                promised = self._hashes[owner][merchant][32 * number : 32 * (number + 1)]
+                if promised != share_hash(
+                    bytes.fromhex(share),
+                    transcript=self._session.transcript,
+                    owner=owner,
+                    holder=merchant,
+                ):
+                    raise ProtocolError(f"not the share that {owner} gave it")
+        self._unmasked[merchant] = answered
 
     def finish(self) -> SecureSum:
         """Recover the secrets, take the masks away.
 
         Raises:
-            RoundError: Too few shares, or a merchant shared something else than its secrets.
+            CheatedError: Some shared something else than their secrets.
+            RoundError: Too few shares.
         """
-        if len(self._unmasked) < self._session.threshold:
+        session = self._session
+        if len(self._unmasked) < session.threshold:
             raise RoundError(
                 f"{len(self._unmasked)} merchants helped to unmask the sum, "
-                f"{self._session.threshold} needed"
+                f"{session.threshold} needed"
             )
+        enough = sorted(self._unmasked)[: session.threshold]
+        weights = Interpolation(tuple(session.point(holder) for holder in enough))
         masks: list[tuple[bytes, Sign]] = []
-        for merchant in sorted(self._survivors):
-            promised = self._session.adverts[merchant].commitment
-            seed = self._recover(merchant, "seeds", commitment, promised)
-            masks.append((self._session.self_key(seed), -1))
-        for merchant in sorted(self._shares.keys() - self._survivors):
-            public = self._session.adverts[merchant].masking
-            secret = self._recover(merchant, "maskings", _public, public)
-            key = X25519PrivateKey.from_private_bytes(secret)
-            # The survivors' halves of these masks are in the sum: the lost one's cancel them.
-            masks += self._session.pair_keys(merchant, key, self._survivors)
+        cheats = []
+        for kind, owners in (("seeds", self._survivors), ("maskings", self._lost())):
+            for owner in sorted(owners):
+                shares = {
+                    session.point(holder): bytes.fromhex(self._unmasked[holder][kind][owner])
+                    for holder in enough
+                }
+                try:
+                    secret = weights.value(shares).to_bytes(SECRET_BYTES, "big")
+                    masks += self._masks(owner, kind, secret)
+                except (OverflowError, ProtocolError):
+                    cheats.append(owner)
+        if cheats:
+            raise CheatedError(tuple(cheats))
         add_masks(self._total, masks)
         self._ring.reduce(self._total)
-        return SecureSum(self._total, tuple(sorted(self._survivors)), tuple(sorted(self._liars)))
+        return SecureSum(self._total, tuple(sorted(self._survivors)))
 
-    def _recover(
-        self, owner: str, kind: str, publish: Callable[[bytes], str], public: str
-    ) -> bytes:
-        """The secret of which ``public`` was advertised; names who holds a share that is not of it."""
-        shares = {
-            self._session.point(holder): bytes.fromhex(answer[kind][owner])
-            for holder, answer in self._unmasked.items()
-        }
-        for points in itertools.islice(self._sets(sorted(shares)), _MOST_TRIES):
-            value = self._interpolation(points, at=0).value(shares)
-            if value >= 2 ** (8 * SECRET_BYTES):
-                continue
-            secret = value.to_bytes(SECRET_BYTES, "big")
-            if publish(secret) == public:
-                self._name_liars(points, shares)
-                return secret
-        raise RoundError(f"{owner} shared something else than its secret; the sum stays closed")
+    def _masks(self, owner: str, kind: str, secret: bytes) -> list[tuple[bytes, Sign]]:
+        """What a merchant's recovered secret takes out of the sum.
 
-    def _sets(self, points: list[int]) -> Iterator[tuple[int, ...]]:
-        """Enough shares to open a secret: all sets that leave out none, one, two ... holders."""
-        liars = {self._session.point(liar) for liar in self._liars}
-        trusted_first = sorted(points, key=lambda point: (point in liars, point))
-        enough = self._session.threshold
-        for left_out in range(len(points) - enough + 1):
-            for gone in itertools.combinations(trusted_first, left_out):
-                yield tuple([p for p in trusted_first if p not in gone][:enough])
+        Raises:
+            ProtocolError: It is not the secret that was advertised.
+        """
+        session = self._session
+        advert = session.adverts[owner]
+        if kind == "seeds":
+            if commitment(secret) != advert.commitment:
+                raise ProtocolError("not the seed")
+            return [(session.self_key(secret), -1)]
+        key = X25519PrivateKey.from_private_bytes(secret)
+        if key.public_key().public_bytes_raw().hex() != advert.masking:
+            raise ProtocolError("not the masking key")
+        # The survivors' halves of these masks are in the sum: the lost one's cancel them.
+        return list(session.pair_keys(owner, key, self._survivors))
 
-    def _name_liars(self, points: tuple[int, ...], shares: Mapping[int, bytes]) -> None:
-        """Whoever's share is not on the polynomial that gave the right secret."""
-        for point in shares.keys() - set(points):
-            expected = self._interpolation(points, at=point).value(shares)
-            if expected != int.from_bytes(shares[point], "big"):
-                self._liars.add(list(self._session.adverts)[point - 1])
-
-    def _interpolation(self, points: tuple[int, ...], *, at: int) -> Interpolation:
-        """Weights for a set of points, worked out once: all secrets are shared at the same."""
-        key = (at, *points)
-        if key not in self._interpolations:
-            self._interpolations[key] = Interpolation(points, at=at)
-        return self._interpolations[key]
+    def _lost(self) -> set[str]:
+        """Who shared, and is not in the sum."""
+        return self._shares.keys() - self._survivors
 
 
-def _matches(pattern: re.Pattern[str], value: object) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
-
-
-def _public(masking: bytes) -> str:
-    return X25519PrivateKey.from_private_bytes(masking).public_key().public_bytes_raw().hex()
+def _table(
+    fields: Mapping[str, object], name: str, keys: Collection[str], form: re.Pattern[str]
+) -> dict[str, str]:
+    """A table that a participant sent, with an entry of a form for each of ``keys``."""
+    table = fields.get(name)
+    if not isinstance(table, dict) or table.keys() != set(keys):
+        raise ProtocolError(f"{name}: not one for each participant that needs one")
+    if not all(isinstance(text, str) and form.fullmatch(text) for text in table.values()):
+        raise ProtocolError(f"{name}: one is malformed")
+    return table

@@ -15,7 +15,7 @@ from handbill.federation.fields import read_object
 from handbill.federation.sealed import seal, unseal
 from handbill.federation.secagg.masks import Words, add_masks, derive
 from handbill.federation.secagg.ring import Ring
-from handbill.federation.secagg.session import MIN_COHORT, Session, SessionKeys, agree
+from handbill.federation.secagg.session import MIN_COHORT, Session, SessionKeys, agree, share_hash
 from handbill.federation.secagg.sharing import SHARE_BYTES, split
 from handbill.generator.artifacts import canonical_json
 
@@ -31,6 +31,22 @@ class Step(IntEnum):
     MASKED = 2
     AGREED = 3
     UNMASKED = 4
+
+
+class BadShareError(ProtocolError):
+    """A share of another participant that does not open, or is not the one it promised.
+
+    Attributes:
+        complaint: The signed word on it, for the server.
+    """
+
+    def __init__(self, giver: str, complaint: bytes) -> None:
+        """Name who gave it."""
+        super().__init__(
+            f"the share from {giver} does not open: it was told of another model, round, recipe or "
+            f"cohort, or the share was changed; nothing was sent"
+        )
+        self.complaint = complaint
 
 
 class Participant:
@@ -96,14 +112,16 @@ class Participant:
             split(secret, points=len(session.adverts), threshold=session.threshold)
             for secret in (self._keys.seed, self._keys.masking.private_bytes_raw())
         )
-        ciphertexts = {}
+        ciphertexts, hashes = {}, {}
         for other, seed, masking in zip(session.adverts, seeds, maskings, strict=True):
+            hashes[other] = self._hashes(self._merchant, other, (seed, masking))
             if other == self._merchant:
                 self._own = seed, masking
                 continue
             box = self._box(self._merchant, other)
-            ciphertexts[other] = base64.b64encode(box.encrypt(_NONCE, seed + masking, None))
-        return canonical_json({"shares": {n: c.decode() for n, c in ciphertexts.items()}})
+            box_text = base64.b64encode(box.encrypt(_NONCE, seed + masking, None))
+            ciphertexts[other] = box_text.decode()
+        return canonical_json({"shares": ciphertexts, "hashes": hashes})
 
     def mask(self, request: bytes, vector: Words) -> bytes:
         """Open the shares of the others, and hide the vector under masks that cancel in the sum.
@@ -113,12 +131,14 @@ class Participant:
             vector: Encoded, shape (dimension,); masked in place, so that nothing else is left of it.
 
         Raises:
-            ProtocolError: A share does not open: who gave it was told of another model, round,
-                recipe or cohort, or somebody changed it. Nothing of the vector was sent.
+            BadShareError: A share does not open: who gave it was told of another model, round,
+                recipe or cohort, or somebody changed it; or it is not what was promised, and could
+                not open a sum. Nothing of the vector was sent.
+            ProtocolError: Too few shares, or of a stranger.
         """
         self._enter(Step.MASKED)
         session = self._session
-        shares = _texts(request, "shares")
+        shares, hashes = _texts(request, "shares"), _texts(request, "hashes")
         if shares.keys() - session.adverts.keys() or self._merchant in shares:
             raise ProtocolError("shares of a merchant that did not advertise")
         if len(shares) + 1 < session.threshold:
@@ -128,13 +148,11 @@ class Participant:
             try:
                 opened = box.decrypt(_NONCE, base64.b64decode(text, validate=True), None)
             except (InvalidTag, ValueError) as error:
-                raise ProtocolError(
-                    f"the share from {other} does not open: it was told of another model, round, "
-                    f"recipe or cohort, or the share was changed; nothing was sent"
-                ) from error
-            if len(opened) != 2 * SHARE_BYTES:
-                raise ProtocolError(f"the share from {other} is malformed; nothing was sent")
-            self._held[other] = opened[:SHARE_BYTES], opened[SHARE_BYTES:]
+                raise self._bad_share(other) from error
+            pair = opened[:SHARE_BYTES], opened[SHARE_BYTES:]
+            if self._hashes(other, self._merchant, pair) != hashes.get(other):
+                raise self._bad_share(other)
+            self._held[other] = pair
         self._held[self._merchant] = self._own
         pairs = session.pair_keys(self._merchant, self._keys.masking, set(self._held))
         add_masks(vector, [(session.self_key(self._keys.seed), 1), *pairs])
@@ -197,6 +215,17 @@ class Participant:
                 f"secure aggregation: {step.name.lower()} asked for after {self._step.name.lower()}"
             )
         self._step = step
+
+    def _hashes(self, owner: str, holder: str, shares: tuple[bytes, bytes]) -> str:
+        """What binds both sides to the shares of a seed and of a masking key."""
+        transcript = self._session.transcript
+        return "".join(
+            share_hash(share, transcript=transcript, owner=owner, holder=holder) for share in shares
+        )
+
+    def _bad_share(self, giver: str) -> BadShareError:
+        body = {"transcript": self._session.transcript.hex(), "giver": giver}
+        return BadShareError(giver, seal("secagg/complaint", body, self._key))
 
     def _box(self, sender: str, receiver: str) -> AESGCM:
         """The cipher for one direction between this merchant and another of the session."""

@@ -28,8 +28,10 @@ class Ring:
     def __post_init__(self) -> None:
         if self.bits not in {24, 32}:
             raise InputError(f"secure aggregation: bits={self.bits}: 24 or 32")
-        if not 0 < self.bound < 1e6:
-            raise InputError(f"secure aggregation: bound={self.bound} not in (0, 1e6)")
+        # A merchant holds a server to this too: beyond it an update would drown in rounding, or be cut
+        # to its signs, and its budget be spent for nothing.
+        if not 1e-3 <= self.bound <= 100:
+            raise InputError(f"secure aggregation: bound={self.bound} not in [0.001, 100]")
 
     @property
     def value_bits(self) -> int:

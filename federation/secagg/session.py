@@ -19,6 +19,7 @@ from handbill.generator.artifacts import canonical_json
 
 _ANY_KEY: Final = X25519PrivateKey.generate()
 MIN_COHORT: Final = 5  # fewer may not be summed, whatever a server asks for
+_FIELD: Final = 2**255 - 19
 
 
 def threshold(participants: int) -> int:
@@ -69,18 +70,23 @@ class Advert:
         """Check a signed advert against the merchant's key of the roster.
 
         Raises:
-            ProtocolError: Signed by another, for another, malformed, or with a key of low order.
+            ProtocolError: Signed by another, for another, or malformed; a key that nothing can be
+                agreed on with, or one key for both uses.
         """
         advert = read_as(cls, unseal(data, "secagg/advert", key))
         if advert.merchant != merchant:
             raise ProtocolError(f"advert of {advert.merchant[:64]!r} was given out as {merchant}'s")
-        for text in (advert.encryption, advert.masking, advert.commitment):
-            if not re.fullmatch(r"[0-9a-f]{64}", text):
-                raise ProtocolError(f"advert of {merchant} is malformed")
+        if not all(map(_is_hash_or_point, (advert.encryption, advert.masking, advert.commitment))):
+            raise ProtocolError(f"advert of {merchant} is malformed")
+        if advert.encryption == advert.masking:
+            raise ProtocolError(f"{merchant} advertised the same key twice")
         # Whether a key is of low order shows with any private key: one who refuses is enough, and
         # it should be the server, or every merchant of the session would have to.
-        for public in (advert.encryption_key(), advert.masking_key()):
-            agree(_ANY_KEY, public, merchant)
+        for name in (advert.encryption, advert.masking):
+            point = bytes.fromhex(name)
+            if int.from_bytes(point, "little") >= _FIELD:  # a second name of another point
+                raise ProtocolError(f"advert of {merchant} is malformed")
+            agree(_ANY_KEY, X25519PublicKey.from_public_bytes(point), merchant)
         return advert
 
     def encryption_key(self) -> X25519PublicKey:
@@ -212,6 +218,19 @@ def agree(private: X25519PrivateKey, public: X25519PublicKey, merchant: str) -> 
         return private.exchange(public)
     except ValueError as error:
         raise ProtocolError(f"the key that {merchant} advertised is of low order") from error
+
+
+def _is_hash_or_point(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+def share_hash(share: bytes, *, transcript: bytes, owner: str, holder: str) -> str:
+    """What binds a merchant to a share it gave, and who holds that share to giving no other.
+
+    A share is as good as uniform over 521 bits, so 128 bits of a hash tell nothing of it.
+    """
+    label = f"handbill/v1/secagg/share\0{owner}\0{holder}\0".encode()
+    return hashlib.sha256(label + transcript + share).hexdigest()[:32]
 
 
 def commitment(seed: bytes) -> str:

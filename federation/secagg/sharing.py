@@ -31,21 +31,21 @@ def split(secret: bytes, *, points: int, threshold: int) -> list[bytes]:
 
 
 class Interpolation:
-    """Reads polynomials at one place from their values at fixed points (Lagrange)."""
+    """Reads secrets from the shares of them at fixed points (Lagrange, at 0)."""
 
-    def __init__(self, points: tuple[int, ...], *, at: int = 0) -> None:
+    def __init__(self, points: tuple[int, ...]) -> None:
         """Work the weights of ``points`` out once; every secret shared at them uses the same."""
         self._weights: dict[int, int] = {}
         for point in points:
             top = bottom = 1
             for other in points:
                 if other != point:
-                    top = top * (at - other) % PRIME
+                    top = top * -other % PRIME
                     bottom = bottom * (point - other) % PRIME
             self._weights[point] = top * pow(bottom, -1, PRIME) % PRIME
 
     def value(self, shares: Mapping[int, bytes]) -> int:
-        """The polynomial's value, from at least the shares at this object's points."""
+        """The secret, from at least the shares at this object's points."""
         terms = (
             weight * int.from_bytes(shares[point], "big") for point, weight in self._weights.items()
         )

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +25,10 @@ from handbill.federation.messages import (
     sign,
 )
 from handbill.federation.roster import Roster
-from handbill.federation.rounds import RoundPlan
+from handbill.federation.rounds import Exchange, RoundPlan
 from handbill.federation.sealed import seal, unseal
 from handbill.federation.secagg.ring import Ring
+from handbill.federation.secagg.session import SessionKeys
 from handbill.federation.secure_rounds import ADVERT, ROSTER, STATEMENT, SecureRound, dimension
 from handbill.federation.transport import InProcessTransport
 from handbill.generator.adapters import AdapterSpec
@@ -73,7 +76,7 @@ class Merchant:
             ledger_head="0" * 64,
             phase=asked.phase,
         )
-        return sign(report, content, self.key).to_bytes()
+        return sign(report, self.says(asked.phase, content), self.key).to_bytes()
 
     def burn(self):
         self.burnt += 1
@@ -85,7 +88,7 @@ class Network:
     def __init__(self, folder, count, called="m{:02d}"):
         names = [called.format(n) for n in range(count)]
         self.merchants = {m: Merchant(m, folder / m, n / 100) for n, m in enumerate(names)}
-        self.roster, self.adverts = Roster(), {}
+        self.roster, self.adverts, self.noted = Roster(), {}, []
         for name, merchant in self.merchants.items():
             self.enrol(name, merchant.key)
 
@@ -94,7 +97,7 @@ class Network:
         line = self.roster.next_line("enrol", name, public, time="now", operator=OPERATOR)
         self.roster = Roster.read([*self.roster.lines, line], OPERATOR.public_key())
 
-    def round(self, number=1, *, groups=None, stage="warmup", **given):
+    def round(self, number=1, *, groups=None, stage="warmup", transport=None, **given):
         plan = RoundPlan(
             run="run-1",
             round=number,
@@ -109,14 +112,19 @@ class Network:
         )
         handlers = {name: merchant.handle for name, merchant in self.merchants.items()}
         secure = SecureRound(
-            InProcessTransport(handlers),
+            (transport or InProcessTransport)(handlers),
             plan,
             key=OPERATOR,
             roster=self.roster,
             shapes=SHAPES,
             adverts=self.adverts,
+            note=lambda merchants, what, _: self.noted.extend((what, m) for m in merchants),
         )
         return secure.run(WEIGHTS, groups or [list(self.merchants)])
+
+    def did(self, what):
+        """Who was noted for something."""
+        return {merchant for noted, merchant in self.noted if noted == what}
 
     def mean_of(self, names):
         return np.mean([self.merchants[name].value for name in names])
@@ -187,7 +195,7 @@ def test_one_merchant_told_of_other_weights_stops_the_session_before_any_vector(
         return sign(asked, tensors, OPERATOR).to_bytes()
 
     net.merchants["m02"].sees = other_weights
-    with pytest.raises(RoundError, match="does not open: it was told of another model"):
+    with pytest.raises(RoundError, match="m02: its shares do not open for others"):
         net.round()
     assert all("agree" not in merchant.phases for merchant in net.merchants.values())
 
@@ -409,7 +417,7 @@ def test_anothers_keys_cannot_be_advertised_again(network):
 
     net.merchants["m03"].says = Liar("advertise", ADVERT, copied)
     outcome, (group,) = net.round(1)
-    assert outcome.failures == {"m03": "advert holds a key that was advertised before"}
+    assert outcome.failures == {"m03": "m03 advertised a key that another had advertised before"}
     assert "m02" in group.members
 
 
@@ -470,3 +478,206 @@ def test_an_answer_of_an_earlier_phase_attempt_or_round_is_refused_whatever_it_s
 
     net.merchants["m03"].handle = of_the_phase_before
     assert net.round(3)[0].failures == {"m03": "report is of another phase"}
+
+
+def tampers(at, name, change):
+    """A merchant that changes what it says in one phase."""
+
+    def says(phase, content):
+        if phase != at or name not in content:
+            return content
+        data = change(content[name].tobytes())
+        return content | {name: np.frombuffer(data, np.uint8)}
+
+    return says
+
+
+def other_keys(merchant):
+    """Signed adverts that no honest merchant sends."""
+
+    def advert(**changed):
+        body = SessionKeys().advertise(merchant.name, merchant.key)
+        body = json.loads(json.loads(body)["body"])
+        return seal(
+            "secagg/advert", body | (changed or {"masking": body["encryption"]}), merchant.key
+        )
+
+    return [advert(), advert(masking="00" * 32), advert(encryption="no key"), b"junk"]
+
+
+@pytest.mark.parametrize("phase", ["advertise", "unmask"])
+@pytest.mark.parametrize("which", range(4))
+def test_a_bad_advert_costs_its_merchant_alone(network, phase, which):
+    net = network(7)
+    bad = net.merchants["m03"]
+    bad.says = tampers(phase, ADVERT, lambda _: other_keys(bad)[which])
+    outcome, (group,) = net.round(1)
+    inside = [n for n in net.merchants if n != "m03" or phase == "unmask"]
+    assert list(group.members) == inside
+    assert close_to(group.mean, net.mean_of(inside))
+    assert net.did("broke") == set(outcome.failures) == {"m03"}
+    assert net.did("missed") == set()
+    assert net.did("signed") == set(inside)
+    assert net.adverts.keys() == net.merchants.keys() - {"m03"}
+
+
+JUNK = (
+    lambda _: b"",
+    lambda _: b"{}",
+    lambda data: data[:-1],
+    lambda data: b"\xff\xff\xff\xff" + data[4:],
+    lambda data: data.replace(b"signature", b"signatura").replace(b":", b"\xff", 3),
+)
+
+
+@pytest.mark.parametrize("phase", ["share", "mask", "agree", "unmask"])
+@pytest.mark.parametrize("change", JUNK)
+def test_what_no_honest_merchant_says_costs_its_merchant_alone(network, phase, change):
+    net = network(7)
+    net.merchants["m03"].says = tampers(phase, STATEMENT, change)
+    outcome, (group,) = net.round(1)
+    inside = [n for n in net.merchants if n != "m03" or phase == "unmask"]
+    assert list(group.members) == inside
+    assert close_to(group.mean, net.mean_of(inside))
+    assert net.did("broke") == set(outcome.failures) == {"m03"}
+    assert net.did("missed") == set()
+
+
+def test_who_is_merely_away_or_refuses_broke_nothing(network):
+    net = network(8)
+    net.merchants["m03"].fails_at = "agree"
+    net.merchants["m04"].sees = lambda message: message[:-1]  # it reads half, and says so
+    net.round(1)
+    assert net.did("missed") == {"m03", "m04"}
+    assert net.did("broke") == net.did("spoiled") == set()
+
+
+def test_who_is_not_waited_for_missed_nothing(network):
+    net = network(10)
+    outcome, (group,) = net.round(1, enough_reports=8)
+    assert len(group.members) == 8
+    assert set(outcome.failures.values()) == {"8 others were enough"}
+    assert net.did("signed") == {name for _, name in net.noted} == set(group.members)
+
+
+def bad_shares(net, name, victims):
+    """A merchant whose shares do not open for some."""
+
+    def change(data):
+        fields = json.loads(data)
+        fields["hashes"] |= dict.fromkeys(victims, "0" * 64)
+        return json.dumps(fields).encode()
+
+    net.merchants[name].says = tampers("share", STATEMENT, change)
+
+
+def test_whose_share_does_not_open_for_one_is_in_the_sum_and_that_one_is_not(network):
+    net = network(7)
+    bad_shares(net, "m03", ["m00"])
+    outcome, (group,) = net.round()
+    assert list(group.members) == [n for n in net.merchants if n != "m00"]
+    assert "share from m03 does not open" in outcome.failures["m00"]
+    assert net.did("broke") == net.did("missed") == set()
+
+
+def test_whose_shares_open_for_too_few_is_blamed_before_anybody_signed(network):
+    net = network(7)
+    bad_shares(net, "m03", ["m00", "m01", "m02"])
+    with pytest.raises(RoundError, match="m03: its shares do not open for others"):
+        net.round()
+    assert net.did("broke") == {"m03"}
+    assert net.did("missed") == net.did("signed") == set()
+    assert all(merchant.burnt == 0 for merchant in net.merchants.values())
+
+
+def test_who_shared_something_else_than_its_seed_is_blamed(network):
+    net = network(7)
+    bad = net.merchants["m03"]
+    net.round(1)
+    body = json.loads(json.loads(net.adverts["m03"])["body"]) | {"commitment": "0" * 64}
+    net.adverts["m03"] = forged = seal("secagg/advert", body, bad.key)
+    keys = bad.sums._keys
+
+    class Fixed(SessionKeys):
+        def advertise(self, *_):
+            return forged
+
+    bad.sums._keys = Fixed(keys.encryption, keys.masking, keys.seed)
+    net.noted.clear()
+    with pytest.raises(RoundError, match="m03 shared something else than its secret"):
+        net.round(2)
+    assert net.did("broke") == {"m03"}
+    assert net.did("signed") == set(net.merchants)
+    assert net.did("spoiled") == set()
+
+
+def test_a_vector_of_words_no_update_has_spoils_its_sum_and_nobody_can_say_whose_it_was(network):
+    net = network(10)
+    groups = [list(net.merchants)[:5], list(net.merchants)[5:]]
+    bad = net.merchants["m03"].sums
+    put = bad.put
+
+    class Wild(Ring):
+        def encode(self, values):
+            return super().encode(values) | np.uint32(1 << 31)
+
+    def wild(update):
+        put(update)
+        bad._ring = Wild()
+
+    bad.put = wild
+    outcome, (group,) = net.round(groups=groups)
+    assert list(group.members) == groups[1]
+    assert net.did("spoiled") == set(outcome.failures) == set(groups[0])
+    assert net.did("broke") == net.did("missed") == set()
+
+
+class Silent(InProcessTransport):
+    """Whoever fails says nothing at all; the clock goes on while it is waited for."""
+
+    now = 0.0
+
+    def receive(self, timeout_s):
+        reply = super().receive(timeout_s)
+        if reply is not None and not reply.error:
+            return reply
+        Silent.now += max(timeout_s, 0)
+        return None
+
+
+STALLS = ("share", "mask", "agree", "unmask")
+
+
+@pytest.mark.parametrize("phases", [*[(phase,) for phase in STALLS], STALLS])
+def test_a_round_is_over_by_its_deadline_whoever_stalls_and_where(network, monkeypatch, phases):
+    clock = SimpleNamespace(monotonic=lambda: Silent.now, time=time.time)
+    for module in ("rounds", "secure_rounds"):
+        monkeypatch.setattr(f"handbill.federation.{module}.time", clock)
+    net = network(14)
+    net.round(1)
+    for name, phase in zip(net.merchants, phases, strict=False):
+        net.merchants[name].fails_at = phase
+    began = Silent.now
+    outcome, (group,) = net.round(2, transport=Silent, deadline_s=900.0)
+    assert 0 < Silent.now - began <= 900.0
+    assert len(group.members) == 14 - len(phases) + ("unmask" in phases)
+    assert net.did("missed") == set(outcome.failures) == set(list(net.merchants)[: len(phases)])
+
+
+def test_training_is_waited_for_the_longest(network, monkeypatch):
+    asked = []
+    real = Exchange.ask
+    monkeypatch.setattr(
+        Exchange,
+        "ask",
+        lambda self, phase, *rest, deadline_s: (
+            asked.append((phase, deadline_s)) or real(self, phase, *rest, deadline_s=deadline_s)
+        ),
+    )
+    network().round(1, deadline_s=900.0)
+    given = dict(asked)
+    assert given["advertise"] < 0.2 * 900
+    assert 0.7 * 900 < given["share"] <= 0.75 * 900
+    # Training was done at once here: what it left is for the phases after it.
+    assert given["mask"] > 0.19 * 900
+    assert given["unmask"] > 0.98 * 900

@@ -10,8 +10,8 @@ from handbill.errors import HandbillError, RoundError
 from handbill.federation.messages import Instruction, Recipe, Signed, open_signed
 from handbill.generator.artifacts import public_pem
 from handbill.server import cohort
-from handbill.server.cohort import quarantined
-from handbill.server.records import Round
+from handbill.server.cohort import left_out
+from handbill.server.records import Conduct, Round
 
 ALL = ["ann", "bob", "cem"]
 SHOPS = ("shop-a", "shop-b", "shop-c")
@@ -39,6 +39,24 @@ WITHOUT = (["ann", "bob"], ["ann", "bob"])
 WHOLE = (ALL, ALL)
 
 
+def did(rounds, what="missed", who=None):
+    """What was noted in rounds: of those who are not in the sum, or of one merchant."""
+    return [
+        Conduct(
+            run=one.run,
+            number=one.number,
+            stage=one.stage,
+            attempt=1,
+            merchant=merchant,
+            what=what,
+            why="",
+        )
+        for one in rounds
+        for merchant in ([who] if who else set(one.cohort) - set(one.survivors))
+    ]
+
+
+@pytest.mark.parametrize("what", ["missed", "spoiled"])
 @pytest.mark.parametrize(
     ("rounds", "out"),
     [
@@ -53,17 +71,39 @@ WHOLE = (ALL, ALL)
         ([MISSED] * 3 + [WITHOUT] * 3 + [MISSED] * 3, {"cem"}),
     ],
 )
-def test_three_failures_in_a_row_are_worth_three_rounds_of_rest(rounds, out):
-    assert quarantined(history(*rounds), after=3) == out
+def test_three_failures_in_a_row_are_worth_three_rounds_of_rest(rounds, out, what):
+    past = history(*rounds)
+    assert left_out(past, did(past, what), run="run-1", after=3) == out
+    assert left_out(past, did(past, what), run="run-2", after=3) == out
 
 
 def test_nobody_is_left_out_where_it_is_switched_off():
-    assert quarantined(history(*[MISSED] * 9), after=0) == set()
+    past = history(*[MISSED] * 9)
+    assert left_out(past, did(past), run="run-1", after=0) == set()
+
+
+def test_who_was_not_waited_for_has_neither_missed_a_round_nor_been_in_it():
+    past = history(*[MISSED] * 5)
+    assert left_out(past, [], run="run-1", after=3) == set()
+    twice = did(past[:2]) + did(past[4:])  # between them others were sooner
+    assert left_out(past, twice, run="run-1", after=3) == {"cem"}
+
+
+@pytest.mark.parametrize("status", ["committed", "abandoned", "open"])
+@pytest.mark.parametrize("after", [0, 3])
+def test_who_broke_the_protocol_is_asked_no_more_in_that_run(status, after):
+    past = history(WHOLE, status=status)
+    broke = did(past, "broke", "bob")
+    assert left_out(past, broke, run="run-1", after=after) == {"bob"}
+    assert left_out(past, broke, run="run-2", after=after) == set()
+    for what in ("missed", "signed", "spoiled"):
+        assert left_out(past, did(past, what, "bob"), run="run-1", after=after) == set()
 
 
 @pytest.mark.parametrize("given", [{"status": "abandoned"}, {"stage": "personal"}])
 def test_rounds_that_failed_for_all_and_stages_one_may_refuse_do_not_count(given):
-    assert quarantined(history(*[MISSED] * 5, **given), after=3) == set()
+    past = history(*[MISSED] * 5, **given)
+    assert left_out(past, did(past), run="run-1", after=3) == set()
 
 
 def test_a_shop_that_never_answers_is_asked_no_more_after_three_rounds(make):
@@ -194,6 +234,17 @@ def test_who_went_away_in_an_attempt_that_failed_is_given_time_to_come_back(
     one.train(recipe=Recipe(rounds=1, personal_steps=0, expected_users=8))
     (again,) = one.rounds()
     assert (again.attempt, again.survivors) == (2, list(cohort_after))
+
+
+def test_where_too_few_may_be_asked_nobody_is_waited_for(one):
+    one.settings |= {"min_reports": 3}
+    one.cable.cut_after = 2
+    with pytest.raises(one.power_cut):
+        one.train()
+    (attempt,) = one.rounds("open")
+    one.registry.note_conduct(attempt, ["shop-b"], "broke", "said what nobody says")
+    with pytest.raises(RoundError, match=r"2 of 3 .* can be asked, 3 needed; .*: shop-b\. "):
+        one.train()
 
 
 def test_merchants_that_never_come_are_not_waited_for_for_ever(one, monkeypatch):

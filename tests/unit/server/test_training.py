@@ -13,10 +13,11 @@ from handbill.federation.messages import Instruction, Recipe, Report, Signed, op
 from handbill.federation.transport import InProcessTransport
 from handbill.generator.artifacts import load_or_create_key, verify
 from handbill.generator.channels import read_channel
-from handbill.server import training
+from handbill.server import attempts
 from handbill.server.deletion import forget
 from handbill.server.registry import Registry, open_registry
 from handbill.server.settings import AdapterSettings, ServerSettings
+from handbill.server.training import Training
 from handbill.server.verification import verify_registry
 
 SHOPS = ("shop-a", "shop-b", "shop-c")
@@ -147,7 +148,7 @@ def test_a_poisoned_aggregate_is_never_committed(one, random_update):
         one.train(**LOUD)
     assert one.rounds() == []
     assert one.artifacts() == []
-    assert len(one.rounds("abandoned")) == training.ATTEMPTS
+    assert len(one.rounds("abandoned")) == attempts.ATTEMPTS
     assert all("probe loss" in fact["reason"] for fact in one.facts("abandoned"))
 
 
@@ -357,9 +358,7 @@ def test_a_ping_in_the_middle_of_a_round_costs_nobody_the_round(one):
         with registry.database.begin() as uow:
             registry.record(uow, "operator", "noted", "in the meantime", "")
         cable = InProcessTransport(one.handlers)
-        other = training.Training(
-            one.home, cable, registry, ServerSettings(**one.settings), model=one.model
-        )
+        other = Training(one.home, cable, registry, ServerSettings(**one.settings), model=one.model)
         pings.append(other.ping("ping-1"))
         registry.database.close()
         return answer

@@ -108,6 +108,7 @@ def test_who_is_shown_another_cohort_sends_no_vector(open_session):
         answer = session.participants[name].share(fewer if name == ME else request)
         if name == ME:
             answer = changed(answer, "shares", **{"shop-05": "A" * 198 + "=="})
+            answer = changed(answer, "hashes", **{"shop-05": "a" * 64})
         session.server.shared(name, answer)
     with pytest.raises(ProtocolError, match=r"did not advertise|does not open"):
         session.participants[ME].mask(session.server.mask_request(ME), session.vectors[ME])

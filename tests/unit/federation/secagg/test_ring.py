@@ -65,7 +65,10 @@ def test_a_mask_left_in_the_sum_is_seen():
         Ring().mean(np.array([0, 2**31], np.uint32), 5)
 
 
-@pytest.mark.parametrize(("name", "value"), [("bits", 16), ("bound", 0.0), ("bound", np.inf)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bits", 16), *(("bound", bound) for bound in (0.0, 1e-4, 101.0, np.inf, np.nan))],
+)
 def test_a_ring_that_cannot_be_is_refused_by_name(name, value):
     with pytest.raises(InputError, match=name):
         Ring(**{name: value})

@@ -48,9 +48,11 @@ class Liar:
         sharers = self.subset(self.session.names, at_least=len(self.session.names) - 1)
         for name in self.honest:
             told = sharers if self.dice.random() < 0.8 else self.subset(self.session.names)
-            request = json.loads(self.session.server.mask_request(name))["shares"]
-            shares = {other: text for other, text in request.items() if other in told}
-            if self.ask(name, "mask", {"shares": shares}, np.zeros(2, np.uint32)):
+            request = json.loads(self.session.server.mask_request(name))
+            for table in request.values():
+                for other in table.keys() - set(told):
+                    del table[other]
+            if self.ask(name, "mask", request, np.zeros(2, np.uint32)):
                 self.masked.add(name)
         for proposed in (*self.wanted, *self.dice.choices(self.wanted, k=2)):
             for name in self.honest:

@@ -20,14 +20,6 @@ def test_any_enough_shares_give_the_secret_back(secret, points, data):
     assert value.to_bytes(32, "big") == secret
 
 
-@given(secrets, st.data())
-def test_a_missing_share_can_be_read_off_the_others(secret, data):
-    shares = dict(enumerate(split(secret, points=7, threshold=4), start=1))
-    at = data.draw(st.sampled_from([5, 6, 7]))
-    value = Interpolation((1, 2, 3, 4), at=at).value(shares)
-    assert value == int.from_bytes(shares[at], "big")
-
-
 @given(secrets, secrets)
 def test_one_share_too_few_fits_every_secret(secret, other):
     # For any other secret there is a last share that makes it the right one.

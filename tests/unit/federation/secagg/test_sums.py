@@ -8,8 +8,9 @@ import pytest
 
 from handbill.errors import ProtocolError, RoundError
 from handbill.federation.fields import read_object
+from handbill.federation.secagg.aggregator import CheatedError
 from handbill.federation.secagg.ring import Ring
-from handbill.federation.secagg.session import threshold
+from handbill.federation.secagg.session import SessionKeys, threshold
 
 
 @pytest.mark.parametrize("bits", [24, 32])
@@ -20,7 +21,6 @@ def test_the_sum_is_exact(open_session, count, bits):
     opened = session.server.finish()
     assert np.array_equal(opened.total, session.sum_of(session.names))
     assert opened.survivors == tuple(session.names)
-    assert opened.liars == ()
     assert session.burnt == session.names
 
 
@@ -101,16 +101,18 @@ def lie(answer):
 
 
 @pytest.mark.parametrize("liars", [1, 2])
-def test_wrong_shares_are_named_and_the_sum_is_right(open_session, liars):
+def test_who_gives_a_wrong_share_is_refused_and_the_sum_is_right(open_session, liars):
     session = open_session(10)
     session.share(), session.mask(session.names[1:]), session.agree(session.names[1:])
     request = session.server.unmask_request()
     for number, name in enumerate(session.names[1:]):
         answer = session.participants[name].unmask(request)
-        lies = number in range(0, 2 * liars, 2)
-        session.server.unmasked(name, lie(answer) if lies else answer)
+        if number in range(0, 2 * liars, 2):
+            with pytest.raises(ProtocolError, match=r"not the share that shop-0\d gave it"):
+                session.server.unmasked(name, lie(answer))
+        else:
+            session.server.unmasked(name, answer)
     opened = session.server.finish()
-    assert opened.liars == tuple(session.names[1 : 2 * liars : 2])
     assert np.array_equal(opened.total, session.sum_of(session.names[1:]))
 
 
@@ -118,11 +120,37 @@ def test_with_too_many_wrong_shares_there_is_no_sum(open_session):
     session = open_session(6)  # threshold 5: with two liars only four good shares are left
     session.share(), session.mask(), session.agree()
     request = session.server.unmask_request()
-    for number, name in enumerate(session.names):
+    for name in session.names[:2]:
         answer = session.participants[name].unmask(request)
-        session.server.unmasked(name, lie(answer) if number < 2 else answer)
-    with pytest.raises(RoundError, match="shared something else"):
+        with pytest.raises(ProtocolError, match="not the share"):
+            session.server.unmasked(name, lie(answer))
+    for name in session.names[2:]:
+        session.server.unmasked(name, session.participants[name].unmask(request))
+    with pytest.raises(RoundError, match="4 merchants helped to unmask the sum, 5 needed"):
         session.server.finish()
+
+
+@pytest.mark.parametrize("kind", ["seeds", "maskings"])
+def test_who_shared_something_else_than_its_secrets_is_named_for_certain(open_session, kind):
+    session = open_session(10)
+    cheat = session.names[4]
+    advert, honest, other = session.advert(cheat), session.keys[cheat], SessionKeys()
+
+    class Others(SessionKeys):
+        def advertise(self, *_):
+            return advert
+
+    session.participants[cheat]._keys = Others(
+        honest.encryption,
+        honest.masking if kind == "seeds" else other.masking,
+        other.seed if kind == "seeds" else honest.seed,
+    )
+    session.share()
+    inside = session.names if kind == "seeds" else [n for n in session.names if n != cheat]
+    session.mask(inside), session.agree(inside), session.unmask(inside)
+    with pytest.raises(CheatedError, match="shop-04 shared something else") as caught:
+        session.server.finish()
+    assert caught.value.merchants == (cheat,)
 
 
 def test_no_two_sessions_share_a_word_of_a_mask(open_session):
