@@ -148,10 +148,12 @@ def test_a_lease_that_was_given_back_is_free_at_once(database):
         assert uow.leases.get() is None
 
 
-def test_without_its_row_nothing_is_opened(database):
+def test_without_its_row_nothing_is_opened_and_nobody_is_asked_to_sign(database):
     with Lease(database, beat_s=60.0) as lease:
         with database.begin() as uow:
             uow.leases.release(lease.holder)
             uow.commit()
         with database.begin() as uow, pytest.raises(RoundError, match="gone by now"):
             uow.rounds.open("run", 1, "global", ["shop-a"])
+        with database.begin() as uow, pytest.raises(RoundError, match="gone by now"):
+            uow.rounds.note([])  # comes before merchants are asked to sign for a sum
