@@ -75,6 +75,12 @@ def test_the_tables_of_secure_aggregation_are_what_was_measured():
     assert f"plays {faults['scenarios']} scenarios" in page
     assert f"{faults['rounds_attempted']} attempts" in page
     assert faults["lost"] == faults["committed_twice"] == faults["ledger_under_counts"] == 0
+    assert faults["real.lost"] == faults["real.committed_twice"] == 0
+    for row in result("faults")["table"]:
+        if row["system"] == "real federation":
+            name, back = row["input"].removeprefix("kill -9: "), row.get("back_s")
+            times = f"{row['to_commit_s']:.0f} | {row['recover_s']:.0f}"
+            assert f"| {name} | {times} | {'' if back is None else format(back, '.0f')} |" in page
     assert faults["control_under_counts"] > 0
 
 
