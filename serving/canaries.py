@@ -1,19 +1,24 @@
 """Ends the trial of a candidate that fails more often than what is served beside it.
 
 Each request was given candidate or stable by a fixed chance, so a difference between the two is the
-candidate's doing. An answer fails when the model cannot be served or what it wrote was blocked by the
-check of copy. The test may be looked at after every request
-(:func:`handbill.serving.experiments.sequential.evidence`): a candidate as good as the stable model is ever
-sent back with probability at most ``ALPHA``.
+candidate's doing. An answer fails when the model cannot be served or all that it wrote was blocked by the
+check of copy; a request that was refused for what it asks is nobody's failure. The test may be looked at
+after every request (:func:`handbill.serving.experiments.sequential.evidence`): a candidate as good as the
+stable model is ever sent back with probability at most ``ALPHA``.
+
+Whoever is served can choose who its requests are for, and so which of the two fails for it. So a candidate
+for everybody is sent back only if it fails also without the answers of any one tenant. That is stricter for
+each tenant left out, and so no likelier by chance.
 """
 
 import logging
+from collections import Counter
 from typing import Final
 
 import numpy as np
 
 from handbill.generator.channels import GLOBAL_CHANNEL
-from handbill.serving.canary_repository import CanaryRepository
+from handbill.serving.canary_repository import Answered, CanaryRepository
 from handbill.serving.experiments.sequential import pair_p
 from handbill.serving.registry import Trial
 
@@ -21,6 +26,7 @@ log = logging.getLogger(__name__)
 
 ALPHA: Final = 0.01
 _MOST: Final = 5_000  # requests looked at: who passed these is not sent back by later ones
+_MOST_OF_ONE: Final = 500  # of them for a candidate for everybody: one tenant's flood hides nothing
 
 
 class Canaries:
@@ -45,22 +51,37 @@ class Canaries:
             return False
         if seen.halted_at is not None:
             return True
+        everybody = trial.channel == GLOBAL_CHANNEL
         answers = self._repository.answers(
             seen.seen_at,
-            tenant="" if trial.channel == GLOBAL_CHANNEL else trial.channel,
+            tenant="" if everybody else trial.channel,
             artifacts=(trial.stable, trial.candidate.digest),
             most=_MOST,
+            each=_MOST_OF_ONE if everybody else _MOST,
         )
-        arm_N = np.array([artifact != trial.stable for artifact, _ in answers], dtype=np.int64)
-        failed_N = np.array([failed for _, failed in answers], dtype=np.int64)
-        share = trial.percent / 100
-        share_NK = np.tile([1 - share, share], (len(answers), 1))
-        if arm_N.min(initial=1) == arm_N.max(initial=0):
-            return False  # one of the two has not answered yet
-        p = pair_p(arm_N, share_NK, failed_N, first=0, second=1)
-        if p > ALPHA or failed_N[arm_N == 1].mean() <= failed_N[arm_N == 0].mean():
+        if not _fails(answers, trial):
             return False
+        if everybody and self._repository.tenants() > 1:
+            failed = Counter(a.tenant for a in answers if a.failed and a.artifact != trial.stable)
+            tenants = [tenant for tenant, _ in failed.most_common()]
+            tenants += sorted({a.tenant for a in answers} - set(tenants))
+            for one in tenants:
+                if not _fails([a for a in answers if a.tenant != one], trial):
+                    return False
         self._repository.halt(trial.channel, trial.serial)
-        facts = {"channel": trial.channel, "artifact": trial.candidate.digest, "p": p}
+        facts = {"channel": trial.channel, "artifact": trial.candidate.digest}
         log.error("canary_halted", extra=facts)
         return True
+
+
+def _fails(answers: list[Answered], trial: Trial) -> bool:
+    """Whether these show that the candidate fails more often."""
+    arm_N = np.array([answer.artifact != trial.stable for answer in answers], dtype=np.int64)
+    failed_N = np.array([answer.failed for answer in answers], dtype=np.int64)
+    if len(set(arm_N.tolist())) < 2:
+        return False  # one of the two has not answered yet
+    share = trial.percent / 100
+    share_NK = np.tile([1 - share, share], (len(answers), 1))
+    if failed_N[arm_N == 1].mean() <= failed_N[arm_N == 0].mean():
+        return False
+    return pair_p(arm_N, share_NK, failed_N, first=0, second=1) <= ALPHA

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from handbill.errors import HandbillError
+from handbill.errors import ArtifactError, HandbillError
 
 
 class GatewayError(HandbillError):
@@ -160,3 +160,11 @@ class BusyError(UnavailableError):
     """The engine's queue is full."""
 
     code = "overloaded"
+
+
+def not_the_models(error: Exception) -> bool:
+    """Whether a request ended for what the caller sent, or for want of room: no model is to blame."""
+    if isinstance(error, BusyError):
+        return True
+    told = isinstance(error, HandbillError) and not isinstance(error, ArtifactError)
+    return told and error.status_code < HandbillError.status_code

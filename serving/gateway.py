@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-from handbill.errors import HandbillError, InputError
+from handbill.errors import InputError
 from handbill.generator.sentiment import SentimentModel
 from handbill.serving.batch.store import open_batches
 from handbill.serving.checking import Check, Choose, Keep, approved, best_approved, marked
 from handbill.serving.config import ServingConfig
-from handbill.serving.errors import ModelNotFoundError, UnavailableError
+from handbill.serving.errors import ModelNotFoundError, UnavailableError, not_the_models
 from handbill.serving.feedback.store import open_feedback
 from handbill.serving.limits import Strangers
 from handbill.serving.measures import Measures
@@ -200,6 +200,7 @@ class Gateway:
             started_at, started_s, written = utc_now(), time.monotonic(), 0
             prompted = job.prompt_tokens
             outcome, first_s = "disconnect", None
+            passed = ended = 0
             try:
                 if job.sampling.json_schema:
                     await self.schemas.check(job.caller.tenant, job.sampling.json_schema)
@@ -212,10 +213,12 @@ class Gateway:
                         if job.finish is not None and delta.text:
                             delta = await job.finish(delta)  # noqa: PLW2901 - the same, finished
                             prompted += delta.n_prompt_tokens
+                        ended += delta.finish_reason is not None
+                        passed += delta.finish_reason in ("stop", "length")
                         yield index, delta
-                outcome = "done"
-            except HandbillError:
-                outcome = "error"
+                outcome = "done" if passed or not ended else "blocked"
+            except Exception as error:
+                outcome = "refused" if not_the_models(error) else "error"
                 raise
             finally:
                 usage = Usage(

@@ -38,7 +38,12 @@ class StoredKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What one request used."""
+    """What one request used.
+
+    Attributes:
+        outcome: ``done``, ``blocked`` (nothing passed the check of copy), ``error`` (the model or the
+            engine), ``refused`` (what was asked for, or no room) or ``disconnect``.
+    """
 
     tenant: str
     key: str
