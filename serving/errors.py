@@ -164,7 +164,6 @@ class BusyError(UnavailableError):
 
 def not_the_models(error: Exception) -> bool:
     """Whether a request ended for what the caller sent, or for want of room: no model is to blame."""
-    if isinstance(error, BusyError):
-        return True
-    told = isinstance(error, HandbillError) and not isinstance(error, ArtifactError)
-    return told and error.status_code < HandbillError.status_code
+    if isinstance(error, ArtifactError) or not isinstance(error, HandbillError):
+        return False
+    return isinstance(error, BusyError) or error.status_code < HandbillError.status_code

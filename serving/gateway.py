@@ -259,11 +259,24 @@ class Gateway:
         try:
             yield spent
         finally:
-            self.tenants.soon(partial(self.quotas.release, grant, used=spent.tokens))
+            # Before the answer's end is sent, so that who asks one thing after another never has two
+            # running. A client that goes away meanwhile does not stop the thread.
+            await asyncio.wait([self._release(grant, used=spent.tokens)])
 
     def _release_unused(self, admitting: "asyncio.Future[Grant]") -> None:
         if not admitting.cancelled() and admitting.exception() is None:
-            self.tenants.soon(partial(self.quotas.release, admitting.result(), used=0))
+            self._release(admitting.result(), used=0)
+
+    def _release(self, grant: Grant, *, used: int | None) -> "asyncio.Future[None]":
+        """Have a request not counted any more; never raises."""
+
+        def release() -> None:
+            try:
+                self.quotas.release(grant, used=used)
+            except Exception as error:  # noqa: BLE001 - a full disk, say: the answer stands
+                log.error("quota_not_released", extra={"error": type(error).__name__})  # noqa: TRY400
+
+        return asyncio.get_running_loop().run_in_executor(None, release)
 
     async def engine_stats(self) -> EngineStats:
         """What the engine is doing.

@@ -2,11 +2,10 @@
 
 import hmac
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, Final
 
 from handbill.errors import InputError
@@ -130,11 +129,7 @@ class Tenants:
 
     def record(self, usage: Usage) -> None:
         """Write a request's usage soon; never blocks, never raises."""
-        self.soon(partial(self._repository.add_usage, usage))
-
-    def soon(self, write: Callable[[], None]) -> None:
-        """Have something written after what was recorded before; never blocks, never raises."""
-        self._writer.submit(write).add_done_callback(_report)
+        self._writer.submit(self._repository.add_usage, usage).add_done_callback(_report)
 
     def close(self) -> None:
         """Write what is left, then let go of the database."""

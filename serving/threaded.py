@@ -84,7 +84,7 @@ class ThreadedEngine(ABC, Generic[R]):
         bank: The adapters in memory.
         context: Longest prompt and answer together.
         max_batch: Rows that run together; one more is kept for a tenant that has none.
-        queue_limit: Sequences that may wait.
+        queue_limit: Rows that may wait, over all tenants; any tenant may have ``max_batch`` of its own.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ThreadedEngine(ABC, Generic[R]):
         self._loader = ThreadPoolExecutor(
             1, thread_name_prefix="adapter-loader", initializer=_keep_freed_memory
         )
-        self._queue: FairQueue[R] = FairQueue(queue_limit)
+        self._queue: FairQueue[R] = FairQueue(queue_limit, each=max_batch)
         self._changed = threading.Condition()  # guards _queue and the flags below
         self._poked = False
         self._closing = False
