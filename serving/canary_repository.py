@@ -26,11 +26,16 @@ class CanaryRow(Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """What became of one request."""
+    """What became of one request.
+
+    Attributes:
+        missing: Share of the product's attributes that its copy leaves out; None where that is not known.
+    """
 
     tenant: str
     artifact: str
     failed: bool
+    missing: float | None
 
 
 class CanaryRepository:
@@ -81,6 +86,7 @@ class CanaryRepository:
             UsageRow.tenant_id,
             UsageRow.artifact,
             UsageRow.outcome,
+            UsageRow.coverage,
             place.label("place"),
         ).where(
             UsageRow.started_at >= since,
@@ -90,12 +96,19 @@ class CanaryRepository:
         if tenant:
             of_tenants = of_tenants.where(UsageRow.tenant_id == tenant)
         rows = of_tenants.subquery().c
-        query = select(rows.tenant_id, rows.artifact, rows.outcome).where(rows.place <= each)
+        query = select(rows.tenant_id, rows.artifact, rows.outcome, rows.coverage).where(
+            rows.place <= each
+        )
         with Session(self._engine) as session:
             found = session.execute(query.order_by(rows.id).limit(most)).all()
         return [
-            Answered(tenant=tenant, artifact=artifact, failed=outcome in _FAILED)
-            for tenant, artifact, outcome in found
+            Answered(
+                tenant=tenant,
+                artifact=artifact,
+                failed=outcome in _FAILED,
+                missing=None if coverage is None else 1 - coverage,
+            )
+            for tenant, artifact, outcome, coverage in found
         ]
 
     def tenants(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from statistics import fmean
 from typing import Any
 
 from handbill.errors import InputError
@@ -52,6 +53,7 @@ class Job:
         choose: Takes them.
         finish: Makes a piece of copy as it is served.
         finish_tokens: The most tokens that takes.
+        covers: Tells how much of the product a piece of copy states.
         background: It is of a batch, which waits for room.
     """
 
@@ -68,6 +70,7 @@ class Job:
     choose: Choose | None = None
     finish: Callable[[Delta], Awaitable[Delta]] | None = None
     finish_tokens: int = 0
+    covers: Callable[[str], float | None] | None = None
     n: int = 1
     background: bool = False
 
@@ -200,7 +203,7 @@ class Gateway:
             started_at, started_s, written = utc_now(), time.monotonic(), 0
             prompted = job.prompt_tokens
             outcome, first_s = "disconnect", None
-            passed = ended = 0
+            passed, ended, covered = 0, 0, list[float]()
             try:
                 if job.sampling.json_schema:
                     await self.schemas.check(job.caller.tenant, job.sampling.json_schema)
@@ -213,6 +216,12 @@ class Gateway:
                         if job.finish is not None and delta.text:
                             delta = await job.finish(delta)  # noqa: PLW2901 - the same, finished
                             prompted += delta.n_prompt_tokens
+                        if (
+                            job.covers
+                            and delta.text
+                            and (share := job.covers(delta.text)) is not None
+                        ):
+                            covered.append(share)
                         ended += delta.finish_reason is not None
                         passed += delta.finish_reason in ("stop", "length")
                         yield index, delta
@@ -232,6 +241,7 @@ class Gateway:
                     outcome=outcome,
                     started_at=started_at,
                     duration_ms=round((time.monotonic() - started_s) * 1000),
+                    coverage=fmean(covered) if covered else None,
                 )
                 noted("ended", {"outcome": outcome, "tokens": written})
                 spent.tokens = prompted + written

@@ -106,7 +106,7 @@ class Answers:
         self.repository, self.trial, self.tenant = Repository(config.url), trial, tenant
         self.draws = np.random.default_rng(0)
 
-    def add(self, count, *, stable, candidate, failure="error"):
+    def add(self, count, *, stable, candidate, failure="error", coverage=(None, None)):
         for _ in range(count):
             new = self.draws.random() < self.trial.percent / 100
             failed = self.draws.random() < (candidate if new else stable)
@@ -121,6 +121,7 @@ class Answers:
                 outcome=failure if failed else "done",
                 started_at=utc_now() + timedelta(seconds=1),
                 duration_ms=1,
+                coverage=coverage[new],
             )
             self.repository.add_usage(usage)
 
@@ -205,6 +206,15 @@ def test_a_services_only_tenant_sends_back_what_fails_for_it(canaries, config, t
     assert canaries.halted(for_all)
 
 
+@pytest.mark.parametrize(("of_candidate", "sent_back"), [(0.3, True), (0.8, False), (0.9, False)])
+def test_one_whose_copy_leaves_out_more_of_the_product_is_sent_back(
+    canaries, config, trial, of_candidate, sent_back
+):
+    answers = Answers(config, trial)
+    answers.add(120, stable=0.0, candidate=0.0, coverage=(0.8, of_candidate))
+    assert canaries.halted(trial) == sent_back
+
+
 def test_one_that_is_as_good_or_better_is_not(canaries, config, trial):
     answers = Answers(config, trial)
     answers.add(150, stable=0.1, candidate=0.1)
@@ -260,7 +270,7 @@ def test_what_became_of_a_request_says_whether_the_model_is_to_blame(scripted):
     chat = service.bodies["/v1/chat/completions"]
     endless = {"type": "json_schema", "json_schema": {"name": "q", "schema": {"$ref": "#"}}}
     assert service.post("/v1/chat/completions", chat | {"response_format": endless}).is_client_error
-    copy = {"title": "Oak desk lamp"}
+    copy = {"title": "Desk lamp", "attributes": {"light": "warm", "wood": "oak"}}
     assert service.post("/v1/copy", copy).status_code == 422
     assert service.post("/v1/copy", copy).status_code == 200
     assert service.post("/v1/copy", copy | {"stream": True}).status_code == 200
@@ -279,3 +289,4 @@ def test_what_became_of_a_request_says_whether_the_model_is_to_blame(scripted):
         assert service.post("/v1/copy", copy).is_server_error
     outcomes = [row.outcome for row in service.usage()]
     assert outcomes == ["refused", "blocked", "done", "blocked", "done", "error", "refused"]
+    assert [row.coverage for row in service.usage()][1:] == [None, 0.5, None, 0.5, None, None]

@@ -54,7 +54,7 @@ def test_the_page_counts_requests_tokens_and_times(make_service):
 
     found = asyncio.run(scraped(service, work))
     assert found["handbill_requests_total", "/v1/chat/completions", "done"] == 2
-    assert found["handbill_requests_total", "/v1/completions", "error"] == 1
+    assert found["handbill_requests_total", "/v1/completions", "refused"] == 1
     used = service.usage()
     written = sum(row.completion_tokens for row in used)
     assert found["handbill_tokens_total", "completion"] == written > 0
