@@ -127,6 +127,11 @@ class Tenants:
             raise InvalidKeyError
         return Caller(tenant=stored.tenant, key=key.id, scopes=stored.scopes)
 
+    def holder(self, key_id: str) -> Caller | None:
+        """Whose key this is, for what was begun with it before; None if it was revoked or has expired."""
+        stored = self._repository.live_key(key_id)
+        return stored and Caller(tenant=stored.tenant, key=key_id, scopes=stored.scopes)
+
     def record(self, usage: Usage) -> None:
         """Write a request's usage soon; never blocks, never raises."""
         self._writer.submit(self._repository.add_usage, usage).add_done_callback(_report)
