@@ -130,7 +130,9 @@ class Tenants:
     def holder(self, key_id: str) -> Caller | None:
         """Whose key this is, for what was begun with it before; None if it was revoked or has expired."""
         stored = self._repository.live_key(key_id)
-        return stored and Caller(tenant=stored.tenant, key=key_id, scopes=stored.scopes)
+        if stored is None:
+            return None
+        return Caller(tenant=stored.tenant, key=key_id, scopes=stored.scopes)
 
     def record(self, usage: Usage) -> None:
         """Write a request's usage soon; never blocks, never raises."""
