@@ -157,6 +157,7 @@ async def begin(
         candidates=candidates,
         choose=finishing.chosen if candidates and finishing is not None else None,
         finish=finish,
+        covers=finishing.covers if finishing is not None else None,
         finish_tokens=finishing.most_tokens(
             prompt=sum(map(len, prompts)), answers=n, longest=sampling.max_tokens
         )

@@ -36,7 +36,7 @@ class Bank(ABC, Generic[P]):
         self._max_rank = max_rank
         self._numbers: OrderedDict[str, int] = OrderedDict()  # least recently used first
         self._users: dict[str, int] = {}
-        self.loads = 0
+        self.loads = self.evictions = 0
 
     def __len__(self) -> int:
         """Adapters in memory."""
@@ -121,6 +121,7 @@ class Bank(ABC, Generic[P]):
         idle = next((digest for digest in self._numbers if not self._users[digest]), None)
         if idle is None:
             raise RuntimeError("every adapter in memory is in use")
+        self.evictions += 1
         del self._users[idle]
         self._empty(self._numbers.pop(idle))
 

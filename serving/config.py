@@ -73,7 +73,7 @@ class ServingConfig:
         max_tokens: Longest answer a request may ask for.
         max_choices: Most answers one request may ask for.
         copy_attempts: Candidates written for one piece of copy until one passes the check.
-        queue_limit: Sequences that may wait for a row, over all tenants.
+        queue_limit: Rows that may wait, over all tenants; any tenant may have ``max_batch`` of its own.
         poll_s: Seconds between two looks at the channels.
         requests_per_minute: Per tenant, counted in answers (a request for 3 copies counts 3).
         burst: Answers a tenant that was quiet may ask for at once.

@@ -50,7 +50,7 @@ class TorchEngine(ThreadedEngine[RowRequest]):
         context_tokens: Longest prompt and answer together.
         prefill_tokens: Tokens of prompts run in one turn, beside the running rows.
         prefix_cache_bytes: Memory for beginnings of prompts that may come again; 0 is off.
-        queue_limit: Sequences that may wait.
+        queue_limit: Rows that may wait, over all tenants; any tenant may have ``max_batch`` of its own.
 
     Raises:
         InputError: A model the engine does not compute exactly, or a tokenizer that is not its

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from handbill.errors import HandbillError
+from handbill.errors import ArtifactError, HandbillError
 
 
 class GatewayError(HandbillError):
@@ -160,3 +160,10 @@ class BusyError(UnavailableError):
     """The engine's queue is full."""
 
     code = "overloaded"
+
+
+def not_the_models(error: Exception) -> bool:
+    """Whether a request ended for what the caller sent, or for want of room: no model is to blame."""
+    if isinstance(error, ArtifactError) or not isinstance(error, HandbillError):
+        return False
+    return isinstance(error, BusyError) or error.status_code < HandbillError.status_code

@@ -13,6 +13,7 @@ from typing import Any
 from handbill.generator.claims.checker import blocks
 from handbill.generator.copies import Copy
 from handbill.generator.explain import explanation, parts_of
+from handbill.generator.fidelity import attribute_coverage
 from handbill.generator.mentions import spellings
 from handbill.generator.polish import polish
 from handbill.generator.prompts import CopyRequest, Prompt, plain_ids
@@ -85,6 +86,10 @@ class Finishing:
         if self.body.explain:
             delta = await self._explain(delta, tenant, adapter)
         return delta
+
+    def covers(self, text: str) -> float | None:
+        """The share of the product's attributes that a text states; None where none were given."""
+        return attribute_coverage(self._copy(""), text)
 
     def _choose(self, passed: Items[Delta], answers: int) -> list[Delta]:
         passed = [delta for delta in passed if delta.text] or passed

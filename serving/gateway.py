@@ -7,14 +7,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from statistics import fmean
 from typing import Any
 
-from handbill.errors import HandbillError, InputError
+from handbill.errors import InputError
 from handbill.generator.sentiment import SentimentModel
 from handbill.serving.batch.store import open_batches
 from handbill.serving.checking import Check, Choose, Keep, approved, best_approved, marked
 from handbill.serving.config import ServingConfig
-from handbill.serving.errors import ModelNotFoundError, UnavailableError
+from handbill.serving.errors import ModelNotFoundError, UnavailableError, not_the_models
 from handbill.serving.feedback.store import open_feedback
 from handbill.serving.limits import Strangers
 from handbill.serving.measures import Measures
@@ -52,6 +53,7 @@ class Job:
         choose: Takes them.
         finish: Makes a piece of copy as it is served.
         finish_tokens: The most tokens that takes.
+        covers: Tells how much of the product a piece of copy states.
         background: It is of a batch, which waits for room.
     """
 
@@ -68,6 +70,7 @@ class Job:
     choose: Choose | None = None
     finish: Callable[[Delta], Awaitable[Delta]] | None = None
     finish_tokens: int = 0
+    covers: Callable[[str], float | None] | None = None
     n: int = 1
     background: bool = False
 
@@ -200,6 +203,7 @@ class Gateway:
             started_at, started_s, written = utc_now(), time.monotonic(), 0
             prompted = job.prompt_tokens
             outcome, first_s = "disconnect", None
+            passed, ended, covered = 0, 0, list[float]()
             try:
                 if job.sampling.json_schema:
                     await self.schemas.check(job.caller.tenant, job.sampling.json_schema)
@@ -212,10 +216,18 @@ class Gateway:
                         if job.finish is not None and delta.text:
                             delta = await job.finish(delta)  # noqa: PLW2901 - the same, finished
                             prompted += delta.n_prompt_tokens
+                        if (
+                            job.covers
+                            and delta.text
+                            and (share := job.covers(delta.text)) is not None
+                        ):
+                            covered.append(share)
+                        ended += delta.finish_reason is not None
+                        passed += delta.finish_reason in ("stop", "length")
                         yield index, delta
-                outcome = "done"
-            except HandbillError:
-                outcome = "error"
+                outcome = "done" if passed or not ended else "blocked"
+            except Exception as error:
+                outcome = "refused" if not_the_models(error) else "error"
                 raise
             finally:
                 usage = Usage(
@@ -229,6 +241,7 @@ class Gateway:
                     outcome=outcome,
                     started_at=started_at,
                     duration_ms=round((time.monotonic() - started_s) * 1000),
+                    coverage=fmean(covered) if covered else None,
                 )
                 noted("ended", {"outcome": outcome, "tokens": written})
                 spent.tokens = prompted + written
@@ -256,11 +269,24 @@ class Gateway:
         try:
             yield spent
         finally:
-            self.tenants.soon(partial(self.quotas.release, grant, used=spent.tokens))
+            # Before the answer's end is sent, so that who asks one thing after another never has two
+            # running. A client that goes away meanwhile does not stop the thread.
+            await asyncio.wait([self._release(grant, used=spent.tokens)])
 
     def _release_unused(self, admitting: "asyncio.Future[Grant]") -> None:
         if not admitting.cancelled() and admitting.exception() is None:
-            self.tenants.soon(partial(self.quotas.release, admitting.result(), used=0))
+            self._release(admitting.result(), used=0)
+
+    def _release(self, grant: Grant, *, used: int | None) -> "asyncio.Future[None]":
+        """Have a request not counted any more; never raises."""
+
+        def release() -> None:
+            try:
+                self.quotas.release(grant, used=used)
+            except Exception as error:  # noqa: BLE001 - a full disk, say: the answer stands
+                log.error("quota_not_released", extra={"error": type(error).__name__})  # noqa: TRY400
+
+        return asyncio.get_running_loop().run_in_executor(None, release)
 
     async def engine_stats(self) -> EngineStats:
         """What the engine is doing.

@@ -3,13 +3,21 @@
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict
+from itertools import accumulate
 from logging.handlers import WatchedFileHandler
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.utils import floatToGoString
 
 from handbill.errors import HandbillError
 from handbill.serving.config import ServingConfig
@@ -17,7 +25,7 @@ from handbill.serving.operator_page import open_page
 from handbill.serving.registry import Registry
 from handbill.serving.reports import EngineReports
 from handbill.serving.repository import Usage
-from handbill.serving.sequences import EngineStats
+from handbill.serving.sequences import BATCH_SIZES, EngineStats
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +39,7 @@ _GAUGES: Final = {
 }
 _COUNTERS: Final = {
     "adapter_loads": "Adapters loaded from the registry.",
+    "adapter_evictions": "Adapters that made room for others.",
     "tokens": "Tokens the engine chose.",
     "prefix_hits": "Prompts of which a beginning had been run before.",
     "prefix_misses": "Prompts of which none had.",
@@ -150,6 +159,14 @@ class Measures:
             for engine, stats in engines.items():
                 family.add_metric([engine], getattr(stats, name))
             yield family
+        batch = HistogramMetricFamily(
+            "handbill_engine_batch_rows", "Rows in the batch, at each step.", labels=["engine"]
+        )
+        bounds = [*map(float, BATCH_SIZES), math.inf]
+        for engine, stats in engines.items():
+            steps = zip(map(floatToGoString, bounds), accumulate(stats.steps), strict=True)
+            batch.add_metric([engine], list(steps), stats.step_rows)
+        yield batch
 
     def _ask(self) -> EngineStats | None:
         if self._loop is None:

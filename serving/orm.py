@@ -48,7 +48,11 @@ class KeyRow(Base):
 
 
 class UsageRow(Base):
-    """One request that was answered, in part or whole. Holds counts, no text."""
+    """One request that was answered, in part or whole. Holds figures, no text.
+
+    Attributes:
+        coverage: See :class:`handbill.serving.repository.Usage`.
+    """
 
     __tablename__ = "usage"
     __table_args__ = (Index("ix_usage_tenant_time", "tenant_id", "started_at"),)
@@ -63,6 +67,7 @@ class UsageRow(Base):
     outcome: Mapped[str] = mapped_column(String(16))
     started_at: Mapped[datetime] = mapped_column(DateTime)
     duration_ms: Mapped[int]
+    coverage: Mapped[float | None] = mapped_column(Float)
 
 
 class QuotaRow(Base):

@@ -77,7 +77,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
-        body = _body(str(error.detail), "invalid_request_error", None, None)
+        # A body that is no JSON ends here as a 400; what is no route has no code, as with OpenAI.
+        code = BadRequestError.code if error.status_code == BadRequestError.status_code else None
+        body = _body(str(error.detail), BadRequestError.kind, None, code)
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the router names the methods of one of the path's routes
             headers["Allow"] = ", ".join(methods_of(app.openapi(), request.url.path))

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from handbill.generator.base_models import BaseModel
 from handbill.logs import hide_values
@@ -31,7 +31,14 @@ ENGINE: Final = "EngineReplica"
 GATEWAY: Final = "Gateway"
 _CROSSING: Final = {
     kind.__name__: kind
-    for kind in (BadRequestError, BusyError, ContextLengthError, SchemaError, UnavailableError)
+    for kind in (
+        BadRequestError,
+        BusyError,
+        ContextLengthError,
+        GatewayError,
+        SchemaError,
+        UnavailableError,
+    )
 }
 
 
@@ -41,6 +48,13 @@ class Refusal:
 
     kind: str
     message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """What is said of an error: nothing of one that nobody raised on purpose."""
+        if isinstance(error, GatewayError):
+            return cls(kind=type(error).__name__, message=str(error))
+        return cls(kind=GatewayError.__name__, message="Internal error.")
 
     def error(self) -> GatewayError:
         """The error again."""
@@ -102,9 +116,11 @@ class EngineReplica:
                     span.add_event("first_piece")
                 written += delta.n_tokens
                 yield delta
-        except GatewayError as error:
+        except Exception as error:
+            if not isinstance(error, GatewayError):
+                log.exception("engine_broke")  # without its text, see handbill.logs
             span.add_event("refused", {"error": type(error).__name__})
-            yield Refusal(kind=type(error).__name__, message=str(error))
+            yield Refusal.of(error)
         finally:
             span.set_attributes({"prompt_tokens": len(sequence.prompt), "tokens": written})
             span.end()

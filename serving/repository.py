@@ -38,7 +38,14 @@ class StoredKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What one request used."""
+    """What one request used.
+
+    Attributes:
+        outcome: ``done``, ``blocked`` (nothing passed the check of copy), ``error`` (the model or the
+            engine), ``refused`` (what was asked for, or no room) or ``disconnect``.
+        coverage: Share of the product's attributes that the copy states, in the mean of its pieces;
+            None where none were given.
+    """
 
     tenant: str
     key: str
@@ -50,6 +57,7 @@ class Usage:
     outcome: str
     started_at: datetime
     duration_ms: int
+    coverage: float | None = None
 
 
 class Repository:
@@ -187,6 +195,7 @@ class Repository:
                     outcome=usage.outcome,
                     started_at=usage.started_at,
                     duration_ms=usage.duration_ms,
+                    coverage=usage.coverage,
                 )
             )
 

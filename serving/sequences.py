@@ -7,6 +7,8 @@ from typing import Any, Final, Literal, Protocol, Self
 from handbill.errors import InputError
 from handbill.generator.mentions import Spellings
 
+BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32, 64)  # between which steps are counted
+
 FinishReason = Literal["stop", "length", "content_filter"]
 MAX_STOPS: Final = 4
 MAX_BIASES: Final = 1024
@@ -168,6 +170,9 @@ class EngineStats:
     """What an engine is doing now, in counts.
 
     Attributes:
+        adapter_evictions: Adapters that made room for others.
+        steps: Steps of up to so many rows as each of :data:`BATCH_SIZES`, and of more.
+        step_rows: Rows of all steps.
         engine: Which of several it is.
         prefix_hits: Prompts of which a beginning had been run before.
         prefix_misses: Prompts of which none had. Both are for the operator: what a tenant
@@ -181,6 +186,9 @@ class EngineStats:
     tokens: int
     prefix_hits: int
     prefix_misses: int
+    adapter_evictions: int = 0
+    steps: tuple[int, ...] = (0,) * (len(BATCH_SIZES) + 1)
+    step_rows: int = 0
     engine: str = ""
 
 

@@ -2,11 +2,10 @@
 
 import hmac
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, Final
 
 from handbill.errors import InputError
@@ -128,13 +127,16 @@ class Tenants:
             raise InvalidKeyError
         return Caller(tenant=stored.tenant, key=key.id, scopes=stored.scopes)
 
+    def holder(self, key_id: str) -> Caller | None:
+        """Whose key this is, for what was begun with it before; None if it was revoked or has expired."""
+        stored = self._repository.live_key(key_id)
+        if stored is None:
+            return None
+        return Caller(tenant=stored.tenant, key=key_id, scopes=stored.scopes)
+
     def record(self, usage: Usage) -> None:
         """Write a request's usage soon; never blocks, never raises."""
-        self.soon(partial(self._repository.add_usage, usage))
-
-    def soon(self, write: Callable[[], None]) -> None:
-        """Have something written after what was recorded before; never blocks, never raises."""
-        self._writer.submit(write).add_done_callback(_report)
+        self._writer.submit(self._repository.add_usage, usage).add_done_callback(_report)
 
     def close(self) -> None:
         """Write what is left, then let go of the database."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from handbill.generator.adapters import Adapter
 from handbill.generator.prompts import turn_end_id
 from handbill.serving.bank import Bank
 from handbill.serving.errors import ContextLengthError, UnavailableError
-from handbill.serving.sequences import Delta, EngineStats, Sequence
+from handbill.serving.sequences import BATCH_SIZES, Delta, EngineStats, Sequence
 from handbill.serving.waiting import FairQueue
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class ThreadedEngine(ABC, Generic[R]):
         bank: The adapters in memory.
         context: Longest prompt and answer together.
         max_batch: Rows that run together; one more is kept for a tenant that has none.
-        queue_limit: Sequences that may wait.
+        queue_limit: Rows that may wait, over all tenants; any tenant may have ``max_batch`` of its own.
     """
 
     def __init__(
@@ -100,12 +101,13 @@ class ThreadedEngine(ABC, Generic[R]):
         self._bank = bank
         self._context = context
         self._max_batch = max_batch
-        self._tokens = 0
+        self._tokens = self._step_rows = 0
+        self._steps = [0] * (len(BATCH_SIZES) + 1)
         self._loading: dict[str, Future[Any]] = {}  # what the bank made of them
         self._loader = ThreadPoolExecutor(
             1, thread_name_prefix="adapter-loader", initializer=_keep_freed_memory
         )
-        self._queue: FairQueue[R] = FairQueue(queue_limit)
+        self._queue: FairQueue[R] = FairQueue(queue_limit, each=max_batch)
         self._changed = threading.Condition()  # guards _queue and the flags below
         self._poked = False
         self._closing = False
@@ -154,6 +156,9 @@ class ThreadedEngine(ABC, Generic[R]):
             waiting=waiting,
             adapters=len(self._bank),
             adapter_loads=self._bank.loads,
+            adapter_evictions=self._bank.evictions,
+            steps=tuple(self._steps),
+            step_rows=self._step_rows,
             tokens=self._tokens,
             prefix_hits=hits,
             prefix_misses=misses,
@@ -226,7 +231,9 @@ class ThreadedEngine(ABC, Generic[R]):
             self._poked = False
         self._drop_done()
         self._admit()
-        if self._running():
+        if rows := self._running():
+            self._steps[bisect_left(BATCH_SIZES, rows)] += 1
+            self._step_rows += rows
             self._step()
         else:
             with self._changed:

@@ -101,7 +101,7 @@ class VllmEngine(ThreadedEngine[VllmRequest]):
         prefill_tokens: Tokens of prompts run in one step, beside the running rows.
         prefix_cache_bytes: Memory for beginnings of prompts that may come again, beside what the
             running rows may need; on a GPU all that is free is used. 0 is off.
-        queue_limit: Sequences that may wait.
+        queue_limit: Rows that may wait, over all tenants; any tenant may have ``max_batch`` of its own.
 
     Raises:
         InputError: vLLM is not installed, is built for another device, or the tokenizer is not

@@ -14,12 +14,17 @@ class FairQueue(Generic[T]):
 
     Turns are counted in rows: a tenant whose item took eight lets the others have eight first.
 
+    A full queue keeps nobody out who has little in it: each tenant may have ``each`` rows waiting however
+    many others wait, and always one item. So at most ``limit`` rows wait, and for each tenant ``each`` rows or one item.
+
     Args:
-        limit: Rows that may wait.
+        limit: Rows that may wait, over all tenants.
+        each: Rows that any tenant may have waiting, however many others have.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, each: int = 0) -> None:
         self._limit = limit
+        self._each = each
         self._lines: OrderedDict[str, deque[tuple[T, int]]] = OrderedDict()
         self._served: dict[str, int] = {}  # rows, of every tenant since the queue was empty
         self._length = 0
@@ -47,9 +52,10 @@ class FairQueue(Generic[T]):
         """Join the tenant's line.
 
         Raises:
-            BusyError: The queue is full.
+            BusyError: The queue is full, and some of it is the tenant's.
         """
-        if self._length >= self._limit:
+        own = sum(waiting for _, waiting in self._lines.get(tenant, ()))
+        if own and own + rows > self._each and self._length + rows > self._limit:
             raise BusyError("The service is busy; try again shortly.")
         if tenant not in self._lines:  # who was away has saved up no turns
             least = min((self._served[other] for other in self._lines), default=0)

@@ -24,7 +24,6 @@ from handbill.serving.copy_body import CopyBody
 from handbill.serving.errors import RateLimitError, UnavailableError
 from handbill.serving.gateway import Gateway
 from handbill.serving.refusals import error_body
-from handbill.serving.tenants import Caller
 
 log = logging.getLogger(__name__)
 
@@ -216,8 +215,11 @@ class BatchRunner:
             UnavailableError: The engine or the adapter cannot be used now.
             Exception: No known reason, and it has not been tried often enough.
         """
+        caller = await asyncio.to_thread(self._gateway.tenants.holder, work.batch.key_id)
+        if caller is None:  # looked up for each row: a key ends what was begun with it, too
+            return {"error": _KEY_ENDED}
         asked = Asked(
-            caller=Caller(tenant=row.tenant_id, key=work.batch.key_id),
+            caller=caller,
             request=f"{row.batch_id}-{row.number}",
             endpoint=ENDPOINT,
             background=True,
@@ -249,6 +251,12 @@ _UNREADABLE: Final = {
     "type": "invalid_request_error",
     "param": None,
     "code": "unreadable",
+}
+_KEY_ENDED: Final = {
+    "message": "The API key this batch was made with was revoked or has expired.",
+    "type": "authentication_error",
+    "param": None,
+    "code": "invalid_api_key",
 }
 _BROKEN: Final = {
     "message": "Internal error.",

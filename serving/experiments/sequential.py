@@ -27,7 +27,7 @@ _PRIOR: Final = 0.5  # both parameters of the mixing Beta distribution (Jeffreys
 _RATIO_STRENGTH: Final = 100.0
 
 
-def evidence(arm_N: Numbers, share_NK: Floats, hit_N: Numbers) -> Floats:
+def evidence(arm_N: Numbers, share_NK: Floats, hit_N: Numbers | Floats) -> Floats:
     """Log evidence against "the outcome does not depend on the variant", after each shopper.
 
     A product of e-variables for 2 x K tables (Turner, Ly and Gruenwald 2024, arXiv:2106.02693:
@@ -39,14 +39,15 @@ def evidence(arm_N: Numbers, share_NK: Floats, hit_N: Numbers) -> Floats:
     where p(1; t) = t, p(0; t) = 1 - t, and theta is guessed from the shoppers before i. Under the
     null hypothesis Y_i is independent of X_i, so the factor's mean given the past is
     sum_y P(y) (sum_k pi_k p(y; theta_k)) / p(y; sum_k pi_k theta_k) = 1, whatever the guess: E is a
-    non-negative martingale. Nothing else is assumed: rates may drift, shares may follow the past
+    non-negative martingale. An outcome y between 0 and 1 has the factors of 1 and 0 mixed as y to
+    1 - y; each has a mean of 1 over X_i, and so has the mixture. Nothing else is assumed: rates may drift, shares may follow the past
     (bandits). Guesses pull each variant to the common rate, by strengths whose processes are
     averaged, which is again such a process.
 
     Args:
         arm_N: Each shopper's variant.
         share_NK: The chance each variant had for this shopper, when it was drawn.
-        hit_N: 0 or 1.
+        hit_N: From 0 to 1.
 
     Returns:
         log E after each shopper, shape (N,).
@@ -63,7 +64,7 @@ def evidence(arm_N: Numbers, share_NK: Floats, hit_N: Numbers) -> Floats:
         theta_NK = (before_hits + strength * common_N[:, None]) / (before_n + strength)
         own_N = theta_NK[np.arange(n), arm_N]
         mixed_N = (share_NK * theta_NK).sum(1)
-        factor_N = np.where(hit > 0, own_N / mixed_N, (1 - own_N) / (1 - mixed_N))
+        factor_N = hit * own_N / mixed_N + (1 - hit) * (1 - own_N) / (1 - mixed_N)
         paths.append(np.cumsum(np.log(factor_N)))
     return np.asarray(np.logaddexp.reduce(paths, axis=0) - np.log(len(paths)), dtype=np.float64)
 
@@ -79,7 +80,9 @@ def always_valid_p(log_evidence_N: Floats) -> Floats:
     return np.asarray(np.exp(-best_N), dtype=np.float64)
 
 
-def pair_p(arm_N: Numbers, share_NK: Floats, hit_N: Numbers, *, first: int, second: int) -> float:
+def pair_p(
+    arm_N: Numbers, share_NK: Floats, hit_N: Numbers | Floats, *, first: int, second: int
+) -> float:
     """The always-valid p-value of two variants, from the shoppers who saw either.
 
     Given that it was one of the two, which one it was is still drawn with known shares.

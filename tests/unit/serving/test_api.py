@@ -138,6 +138,20 @@ def test_what_clients_send_that_changes_nothing_is_taken(service):
     assert service.post("/v1/chat/completions", CHAT | idle).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"max_tokens": ' + "9" * 5000 + "}", "[" * 5000, '{"prompt": "\\ud800"}', "\xff\xfe"],
+)
+def test_a_body_that_cannot_be_read_is_a_refusal_like_any_other(service, text):
+    headers = {"content-type": "application/json"}
+    for path in PATHS:
+        answer = service.send("POST", path, content=text.encode("latin-1"), headers=headers)
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
+        assert error["message"]
+
+
 def test_broken_json_and_unknown_paths_have_the_same_shape(service):
     for answer, status in (
         (service.send("POST", "/v1/copy", content=b"{"), 400),

@@ -1,12 +1,15 @@
 """A candidate is tried on a share of the requests, and goes back by itself when it fails more."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
 import pytest
 
+from handbill.generator.channels import GLOBAL_CHANNEL
 from handbill.serving.canaries import Canaries
 from handbill.serving.config import ServingConfig
+from handbill.serving.errors import BusyError
 from handbill.serving.migrations import migrate
 from handbill.serving.orm import utc_now
 from handbill.serving.registry import Registry, Route, Trial, Verifier
@@ -99,25 +102,26 @@ def test_a_candidate_of_somebody_else_or_damaged_is_refused_and_nothing_changes(
 class Answers:
     """Requests of a tenant, by chance stable or candidate, that fail at a rate of each."""
 
-    def __init__(self, config, trial):
-        self.repository, self.trial = Repository(config.url), trial
+    def __init__(self, config, trial, tenant="acme"):
+        self.repository, self.trial, self.tenant = Repository(config.url), trial, tenant
         self.draws = np.random.default_rng(0)
 
-    def add(self, count, *, stable, candidate):
+    def add(self, count, *, stable, candidate, failure="error", coverage=(None, None)):
         for _ in range(count):
             new = self.draws.random() < self.trial.percent / 100
             failed = self.draws.random() < (candidate if new else stable)
             usage = Usage(
-                tenant="acme",
+                tenant=self.tenant,
                 key="k" * 8,
                 request="r",
                 endpoint="/v1/copy",
                 artifact=self.trial.candidate.digest if new else self.trial.stable,
                 prompt_tokens=1,
                 completion_tokens=1,
-                outcome="error" if failed else "done",
+                outcome=failure if failed else "done",
                 started_at=utc_now() + timedelta(seconds=1),
                 duration_ms=1,
+                coverage=coverage[new],
             )
             self.repository.add_usage(usage)
 
@@ -151,6 +155,64 @@ def test_a_candidate_that_fails_is_sent_back_and_stays_so(canaries, config, tria
         channel="acme", serial=3, candidate=trial.candidate, stable=trial.stable, percent=50
     )
     assert not canaries.halted(later)  # the operator tries it again
+
+
+def test_blocked_copy_counts_against_a_candidate_and_what_was_refused_does_not(
+    canaries, config, trial
+):
+    answers = Answers(config, trial)
+    answers.add(60, stable=0.0, candidate=0.9, failure="refused")
+    assert not canaries.halted(trial)
+    answers.add(60, stable=0.0, candidate=0.9, failure="blocked")
+    assert canaries.halted(trial)
+
+
+@pytest.fixture
+def for_all(trial, canaries, config):
+    """A trial on everybody, of four tenants."""
+    for tenant in ("bolt", "carl", "dora"):
+        Repository(config.url).add_tenant(tenant, tenant)
+    for_all = replace(trial, channel=GLOBAL_CHANNEL)
+    assert not canaries.halted(for_all)
+    return for_all
+
+
+def test_no_tenant_sends_back_a_candidate_for_everybody_by_itself(canaries, config, for_all):
+    Answers(config, for_all).add(300, stable=0.0, candidate=1.0)
+    assert not canaries.halted(for_all)
+    for tenant in ("bolt", "carl", "dora"):
+        Answers(config, for_all, tenant).add(50, stable=0.1, candidate=0.1)
+    assert not canaries.halted(for_all)
+    for tenant in ("bolt", "carl"):
+        Answers(config, for_all, tenant).add(50, stable=0.1, candidate=0.9)
+    assert canaries.halted(for_all)
+
+
+def test_no_tenant_hides_by_a_flood_that_a_candidate_fails_for_the_others(
+    canaries, config, for_all, monkeypatch
+):
+    monkeypatch.setattr("handbill.serving.canaries._MOST", 300)
+    monkeypatch.setattr("handbill.serving.canaries._MOST_OF_ONE", 60)
+    Answers(config, for_all).add(300, stable=0.0, candidate=0.0)
+    for tenant in ("bolt", "carl", "dora"):
+        Answers(config, for_all, tenant).add(50, stable=0.05, candidate=0.95)
+    assert canaries.halted(for_all)
+
+
+def test_a_services_only_tenant_sends_back_what_fails_for_it(canaries, config, trial):
+    for_all = replace(trial, channel=GLOBAL_CHANNEL)
+    assert not canaries.halted(for_all)
+    Answers(config, for_all).add(60, stable=0.0, candidate=1.0)
+    assert canaries.halted(for_all)
+
+
+@pytest.mark.parametrize(("of_candidate", "sent_back"), [(0.3, True), (0.8, False), (0.9, False)])
+def test_one_whose_copy_leaves_out_more_of_the_product_is_sent_back(
+    canaries, config, trial, of_candidate, sent_back
+):
+    answers = Answers(config, trial)
+    answers.add(120, stable=0.0, candidate=0.0, coverage=(0.8, of_candidate))
+    assert canaries.halted(trial) == sent_back
 
 
 def test_one_that_is_as_good_or_better_is_not(canaries, config, trial):
@@ -201,3 +263,30 @@ def test_an_answer_says_which_of_the_two_wrote_it_and_a_name_chooses(service, pu
     listed = {model["id"] for model in service.send("GET", "/v1/models").json()["data"]}
     assert {"acme", "acme@1", "acme@9", old, new} <= listed
     assert service.post(chat, service.bodies[chat] | {"model": "bolt@9"}).status_code == 404
+
+
+def test_what_became_of_a_request_says_whether_the_model_is_to_blame(scripted):
+    service = scripted("The best lamp in the world.", "A warm lamp.", copy_attempts=1)
+    chat = service.bodies["/v1/chat/completions"]
+    endless = {"type": "json_schema", "json_schema": {"name": "q", "schema": {"$ref": "#"}}}
+    assert service.post("/v1/chat/completions", chat | {"response_format": endless}).is_client_error
+    copy = {"title": "Desk lamp", "attributes": {"light": "warm", "wood": "oak"}}
+    assert service.post("/v1/copy", copy).status_code == 422
+    assert service.post("/v1/copy", copy).status_code == 200
+    assert service.post("/v1/copy", copy | {"stream": True}).status_code == 200
+    assert service.post("/v1/copy", copy | {"n": 2}).status_code == 200  # one of the two passed
+
+    async def broken(_):
+        raise RuntimeError
+        yield
+
+    async def full(_):
+        raise BusyError("full")
+        yield
+
+    for submit in (broken, full):
+        service.engine.submit = submit
+        assert service.post("/v1/copy", copy).is_server_error
+    outcomes = [row.outcome for row in service.usage()]
+    assert outcomes == ["refused", "blocked", "done", "blocked", "done", "error", "refused"]
+    assert [row.coverage for row in service.usage()][1:] == [None, 0.5, None, 0.5, None, None]

@@ -54,7 +54,7 @@ def test_the_page_counts_requests_tokens_and_times(make_service):
 
     found = asyncio.run(scraped(service, work))
     assert found["handbill_requests_total", "/v1/chat/completions", "done"] == 2
-    assert found["handbill_requests_total", "/v1/completions", "error"] == 1
+    assert found["handbill_requests_total", "/v1/completions", "refused"] == 1
     used = service.usage()
     written = sum(row.completion_tokens for row in used)
     assert found["handbill_tokens_total", "completion"] == written > 0
@@ -64,6 +64,28 @@ def test_the_page_counts_requests_tokens_and_times(make_service):
     assert found["handbill_engine_tokens_total", ""] == written
     assert found["handbill_engine_running", ""] == 0
     assert found["handbill_engine_adapters", ""] == 1
+
+
+def test_the_page_shows_how_many_rows_a_step_had_and_which_adapters_made_room(make_service):
+    service = make_service(metrics_port=free_port())
+    engine = service.engine.engine
+    engine._bank._slots = 1
+    body = {"prompt": "a lamp", "max_tokens": 5, "n": 3, "logit_bias": {"2": -100}}
+
+    async def work(_):
+        for tenant in ("acme", "bolt", "acme"):
+            async with service.client(tenant) as one:
+                assert (await one.post("/v1/completions", json=body)).status_code == 200
+
+    found = asyncio.run(scraped(service, work))
+    assert found["handbill_engine_adapter_loads_total", ""] == 3
+    assert found["handbill_engine_adapter_evictions_total", ""] == 2
+    buckets = {
+        le: found["handbill_engine_batch_rows_bucket", "", le] for le in ("2.0", "4.0", "+Inf")
+    }
+    assert buckets["2.0"] == 0
+    assert buckets["4.0"] == buckets["+Inf"] == found["handbill_engine_batch_rows_count", ""] >= 15
+    assert found["handbill_engine_batch_rows_sum", ""] == 3 * buckets["+Inf"]
 
 
 def test_an_engine_that_does_not_answer_is_down(make_service):

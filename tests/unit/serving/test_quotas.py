@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -257,6 +258,37 @@ def test_a_request_cut_off_while_it_is_let_in_is_not_counted(make_service):
     service.usage()
     quotas = service.gateway.quotas
     assert used(quotas, "concurrent") == used(quotas, "tokens_per_day") == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_asks_one_thing_after_another_never_has_two_running(make_service, stream):
+    service = make_service(concurrent=1)
+    release = service.gateway.quotas.release
+
+    def slowly(*given, **how):
+        time.sleep(0.05)
+        release(*given, **how)
+
+    service.gateway.quotas.release = slowly
+    body = {"prompt": "a", "max_tokens": 1, "stream": stream}
+
+    async def main():
+        async with service.client() as client:
+            return [(await client.post("/v1/completions", json=body)).status_code for _ in range(5)]
+
+    assert asyncio.run(main()) == [200] * 5
+
+
+def test_an_answer_stands_when_its_count_cannot_be_written(make_service, caplog):
+    service = make_service(concurrent=1)
+
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    service.gateway.quotas.release = full
+    assert service.post("/v1/completions").status_code == 200
+    assert "quota_not_released" in caplog.text
+    assert "no space" not in caplog.text
 
 
 CRASH = """

@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 
 from handbill.serving.errors import BusyError
@@ -23,14 +25,34 @@ def test_a_head_that_is_not_ready_keeps_its_place_and_holds_up_nobody():
 
 
 def test_the_line_is_bounded_and_leaving_makes_room():
-    queue = FairQueue(1)
+    queue = FairQueue(3)
     queue.push("a", "x")
     with pytest.raises(BusyError):
-        queue.push("b", "y")
+        queue.push("a", "wide", rows=3)
+    queue.push("a", "y", rows=2)
+    with pytest.raises(BusyError):
+        queue.push("a", "z")
     assert queue.remove("a", "x")
     assert not queue.remove("a", "x")
-    queue.push("b", "y")
-    assert list(queue) == ["y"]
+    queue.push("a", "z")
+    assert list(queue) == ["y", "z"]
+    assert len(queue) == 3
+
+
+def test_a_full_queue_lets_in_who_has_little_in_it():
+    queue = FairQueue(2, each=2)
+    for item in "xyz":
+        with contextlib.suppress(BusyError):
+            queue.push("flood", item)
+    assert list(queue) == ["x", "y"]
+    queue.push("new", "n")
+    queue.push("new", "n2")
+    with pytest.raises(BusyError):
+        queue.push("new", "n3")
+    queue.push("wide", "w", rows=5)  # one item always
+    with pytest.raises(BusyError):
+        queue.push("wide", "w2")
+    assert len(queue) == 2 + 2 + 5
 
 
 def test_turns_are_counted_in_rows():

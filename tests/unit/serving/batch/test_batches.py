@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -103,6 +104,25 @@ def test_every_row_is_written_and_a_bad_one_says_why(service):
     usage = service.usage()
     assert [row.endpoint for row in usage] == ["/v1/copy/batch"] * 6
     assert {row.request_id.partition("-")[0] for row in usage} == {"batch"}
+
+
+def test_rows_that_are_left_when_the_key_ends_are_refused(service):
+    batch = make(service, titles(6))["id"]
+    key = service.keys["acme"]
+    submit = service.gateway.engine.submit
+
+    def then_revoked(sequence):
+        service.tenants.revoke(key.split("_")[1])
+        return submit(sequence)
+
+    service.gateway.engine.submit = then_revoked
+    service.gateway.config = replace(service.config, batch_rows=1)
+    work(service, done(service))
+    service.keys["acme"] = service.tenants.new_key("acme").reveal()
+    found = results(service, batch)["data"]
+    assert "result" in found[0]  # was begun before
+    assert [row["error"]["code"] for row in found[1:]] == ["invalid_api_key"] * 5
+    assert [row.outcome for row in service.usage()] == ["done"]
 
 
 def test_the_same_rows_are_taken_once_and_a_gap_is_refused(service):

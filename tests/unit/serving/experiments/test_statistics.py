@@ -54,10 +54,10 @@ def test_the_next_bet_is_fair_whatever_was_seen(seed, k, rate):
     draws = np.random.default_rng(seed)
     n = int(draws.integers(1, 30))
     share_NK = draws.dirichlet(np.ones(k), size=n)
-    arm_N, hit_N = draws.integers(0, k, n), draws.integers(0, 2, n)
+    arm_N, hit_N = draws.integers(0, k, n), draws.integers(0, 5, n) / 4
     mean = 0.0
     for arm in range(k):
-        for hit, chance in ((1, rate), (0, 1 - rate)):
+        for hit, chance in ((1, rate / 2), (0.3, rate / 2), (0, 1 - rate)):
             arm_N[-1], hit_N[-1] = arm, hit
             after = evidence(arm_N, share_NK, hit_N)
             before = after[-2] if n > 1 else 0.0
@@ -71,6 +71,15 @@ def test_evidence_grows_where_variants_differ_and_a_p_value_never_grows():
     p_N = always_valid_p(evidence(arm_N, np.full((2000, 2), 0.5), hit_N))
     assert p_N[-1] < 1e-6
     assert (np.diff(p_N) <= 0).all()
+
+
+def test_outcomes_between_nothing_and_all_count_by_their_size():
+    arm_N = np.arange(400) % 2
+    for of_second, least, most in ((0.6, 0, 1e-3), (0.25, 0.2, 1)):
+        p = pair_p(
+            arm_N, np.full((400, 2), 0.5), np.where(arm_N, of_second, 0.2), first=0, second=1
+        )
+        assert least <= p <= most
 
 
 def test_a_pair_is_judged_by_its_own_shoppers():
