@@ -14,7 +14,7 @@ Shapes: x (n, in), A (rows, parts, rank, in), B (rows, blocks, rank, block width
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -58,6 +58,9 @@ class Change:
         else:
             y.view(count, 1, width).baddbmm_(h.view(count, 1, rank), self.b)
 
+
+# Rows by which the place for what they add grows: a full batch and its spare row fit with little left.
+_ROOM: Final = 4
 
 # What the rows of a forward add, stack by stack; a stack they do not change is not in it.
 Changes = Mapping["StackedLinear", Change]
@@ -122,7 +125,7 @@ class StackedLinear:
         if not rank:
             return None
         if len(rows) > len(self._gathered) or rank != self._rows_a.shape[2]:
-            room = 1 << (len(rows) - 1).bit_length()
+            room = -(-len(rows) // _ROOM) * _ROOM
             self._gathered = [0] * room
             self._rows_a = torch.zeros(
                 (room, len(self.product.outs), rank, self.product.width), **self._like

@@ -153,3 +153,14 @@ def test_filling_a_slot_anew_does_not_change_rows_that_are_gathered(model, adapt
     assert torch.equal(before[1], stack(x, [])[1])
     spans = [(slice(0, 2), bank.gather([bank.acquire("1"), BASE], 2))]
     assert not torch.equal(stack(x, spans)[0], before[0])  # the same slot, another adapter
+
+
+def test_the_place_for_what_rows_add_is_little_larger_than_the_rows(model, adapters):
+    bank = AdapterBank(model.stacks, slots=2, max_rank=8)
+    for name in ("0", "1"):
+        bank.put(name, bank.prepare(adapters.load(name)))
+    held = [bank.acquire("0"), bank.acquire("1")]
+    for rows in (3, 17, 40):  # a batch of sixteen and its spare row have no room for 32
+        changes = bank.gather((held * rows)[:rows], rows)
+        assert changes
+        assert all(rows <= len(stack._rows_b) < rows + 4 for stack in changes)
