@@ -109,18 +109,25 @@ def random_update():
     return draw
 
 
+@pytest.fixture(autouse=True)
+def _logs_as_before():
+    """Whatever a test does to how this process logs, the next one finds it as it was."""
+    ours, factory = logging.getLogger("handbill"), logging.getLogRecordFactory()
+    level, hooks = ours.level, (sys.excepthook, threading.excepthook)
+    yield
+    ours.setLevel(level)
+    logging.setLogRecordFactory(factory)
+    sys.excepthook, threading.excepthook = hooks
+
+
 @pytest.fixture
 def log_file(tmp_path):
-    """A file to configure logs to; how this process logs is as before afterwards."""
-    root, ours = logging.getLogger(), logging.getLogger("handbill")
-    before = root.handlers[:], root.level, ours.level, logging.getLogRecordFactory()
-    hooks = sys.excepthook, threading.excepthook
+    """A file to configure logs to; the root logger is as before afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     root.handlers = []  # else configure_logs would close them
     yield tmp_path / "a.log"
     for handler in root.handlers:
         handler.close()
-    root.handlers[:], level, our_level, factory = before
+    root.handlers[:] = handlers
     root.setLevel(level)
-    ours.setLevel(our_level)
-    logging.setLogRecordFactory(factory)
-    sys.excepthook, threading.excepthook = hooks

@@ -166,7 +166,9 @@ def test_a_row_whose_key_is_gone_stands_in_nobodys_way(shop):
     send(shop, event(copy))
     with sqlite3.connect(shop.config.state / "serving.db") as database:
         (late,) = database.execute("select sealed from feedback_event").fetchone()
-        database.execute("update feedback_event set sealed = ?", (late[:-1] + b"x",))
+        database.execute(
+            "update feedback_event set sealed = ?", (late[:-1] + bytes([late[-1] ^ 1]),)
+        )
     send(shop, event(copy, 1))
     assert [row["kind"] for row in exported(shop)["data"]] == ["impression"]
     assert exported(shop, limit=1)["data"] == []
