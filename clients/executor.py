@@ -24,6 +24,7 @@ from flwr.supercore.utils import disable_process_dumping
 from flwr.supernode.runtime import run_clientapp
 
 from handbill.clients.client_app import app
+from handbill.federation.supervision import die_with
 from handbill.logs import configure_logs
 
 
@@ -46,8 +47,9 @@ class ForkExecutor:
         """Run one message through our ClientApp, in a child."""
         if spec.task_type is not TaskType.CLIENT_APP:
             return LaunchResult.failed("a merchant runs its own ClientApp and nothing else")
-        child = os.fork()
+        parent, child = os.getpid(), os.fork()
         if child == 0:
+            die_with(parent)
             self._children.clear()
             _run_and_exit(spec)
         self._children.add(child)
@@ -62,7 +64,7 @@ class ForkExecutor:
             self._children.discard(child)
 
     def close(self) -> None:
-        """Leave it to the children: each ends by itself when this process is gone."""
+        """Leave it to the children: each ends with this process."""
 
 
 def _run_and_exit(spec: ExecutionSpec) -> None:

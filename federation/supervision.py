@@ -200,17 +200,18 @@ def tail(path: Path, lines: int = 8) -> str:
         return ""
 
 
+def die_with(parent: int) -> None:
+    """Right after a fork: let this process end with its parent, also when that is killed."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the line above
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _spawn(
     command: Sequence[str], environment: Mapping[str, str], log_path: Path
 ) -> subprocess.Popen[bytes]:
     parent = os.getpid()
-
-    def die_with_parent() -> None:
-        if _prctl is not None:
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # it died before the line above
-                os.kill(os.getpid(), signal.SIGTERM)
-
     with log_path.open("ab") as output:
         return subprocess.Popen(
             command,
@@ -219,7 +220,7 @@ def _spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - two system calls, no lock
+            preexec_fn=lambda: die_with(parent),  # noqa: PLW1509 - two system calls, no lock
         )
 
 

@@ -6,6 +6,7 @@ What ends with a whole command is started again by the test, as an init system d
 import threading
 from collections import Counter
 
+import psutil
 import pytest
 
 from handbill.federation.messages import Recipe
@@ -122,3 +123,12 @@ def test_every_shop_takes_part_again(federation, killer):
         if kill.merchant:
             later = [who for number, who, *_ in federation.rounds(RUN) if number > kill.round]
             assert any(kill.merchant in survivors for survivors in later)
+
+
+def test_no_process_outlives_the_one_that_started_it(federation, killer):
+    for one in psutil.process_iter(["cmdline"]):
+        command = " ".join(one.info["cmdline"] or ())
+        if "handbill.clients.executor" in command and str(federation.home) in command:
+            parent = one.parent()  # of its forks: itself
+            assert parent is not None
+            assert "handbill" in " ".join(parent.cmdline())
