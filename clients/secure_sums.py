@@ -83,7 +83,7 @@ class SecureSums:
         Raises:
             ProtocolError: The roster, the adverts or the size of the cohort are not to be trusted.
         """
-        known = self._read_roster(roster)
+        known = self.see_roster(roster)
         keys, self._keys = self._keys, None  # used once, whatever comes of it
         if keys is None or asked.ring is None:
             raise ProtocolError("this merchant has advertised no keys since its trainer started")
@@ -144,7 +144,7 @@ class SecureSums:
         self._keys = SessionKeys()
         return attached(ADVERT, self._keys.advertise(self._merchant, self._key))
 
-    def _read_roster(self, data: bytes) -> Roster:
+    def see_roster(self, data: bytes) -> Roster:
         """Check the operator's log against the one seen before, and keep it.
 
         Raises:
@@ -167,7 +167,7 @@ class SecureSums:
 
 
 def read_roster(home: Path) -> Roster:
-    """The roster as this merchant saw it last, checked again; empty before the first sum."""
+    """The roster as this merchant saw it last, checked again; empty before the first round."""
     path = home / ROSTER_FILE
     lines = path.read_text().splitlines() if path.is_file() else []
     return Roster.read(lines, load_public_key(home / SERVER_KEY))

@@ -160,7 +160,9 @@ class Trainer:
         _check_finite(weights)
         self._journal.admit(asked, digest)
         content: Tensors = {}
-        if asked.phase == "share":  # before anything is spent
+        if asked.phase == "train" and roster:  # before anything is spent, as below
+            self._sums.see_roster(roster)
+        if asked.phase == "share":
             burn = partial(self._journal.burn, asked)
             content = self._sums.open(asked, weights, statement=statement, roster=roster, burn=burn)
         update = self._journal.recall(asked)

@@ -293,6 +293,7 @@ def run_round(
     *,
     key: Ed25519PrivateKey,
     fold: Fold,
+    beside: Tensors | None = None,
     on_reply: Callable[[str, str], None] | None = None,
     note: Note | None = None,
 ) -> RoundOutcome:
@@ -304,6 +305,7 @@ def run_round(
         weights: The global B matrices, as of ``plan.parent``.
         key: The server's signing key.
         fold: Called with each verified report and its tensors; may refuse by raising.
+        beside: What everybody is sent beside the weights.
         on_reply: As in :class:`Exchange`.
         note: As in :class:`Exchange`.
 
@@ -320,9 +322,10 @@ def run_round(
     room = {name: value.nbytes for name, value in weights.items()}
     if plan.compression == "int8":
         room = packed_bytes(shapes_of(weights))
+    content = {**weights, **(beside or {})}
     exchange.ask(
         "train",
-        dict.fromkeys(plan.cohort, weights),
+        dict.fromkeys(plan.cohort, content),
         take,
         room=room,
         deadline_s=plan.deadline_s,

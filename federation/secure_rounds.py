@@ -103,6 +103,11 @@ def unflatten(vector: np.ndarray[tuple[int], np.dtype[np.float32]], shapes: Shap
     return tensors
 
 
+def of_roster(roster: Roster) -> Tensors:
+    """The log as it stands beside the weights."""
+    return attached(ROSTER, "\n".join(roster.lines).encode())
+
+
 def dimension(shapes: Shapes) -> int:
     """Numbers in an update."""
     return sum(int(np.prod(shape)) for shape in shapes.values())
@@ -219,7 +224,7 @@ class SecureRound:
 
     def _means(self, groups: Sequence[_Group], weights: Tensors) -> Iterator[GroupMean]:
         """Take all groups through their phases side by side; those that fail are left out."""
-        beside = {**weights, **attached(ROSTER, "\n".join(self._roster.lines).encode())}
+        beside = {**weights, **of_roster(self._roster)}
         self._ask(
             "share",
             groups,

@@ -14,7 +14,7 @@ from handbill.federation.roster import Roster
 from handbill.federation.rounds import Exchange, Note, RoundOutcome, RoundPlan, run_round
 from handbill.federation.secagg.ring import Ring
 from handbill.federation.secagg.session import threshold
-from handbill.federation.secure_rounds import SecureRound
+from handbill.federation.secure_rounds import SecureRound, of_roster
 from handbill.federation.transport import Transport
 from handbill.generator.adapters import Tensors
 from handbill.server.settings import ServerSettings
@@ -60,7 +60,7 @@ class Updates:
             RoundError: Too few good reports, or a mean that no good ones have.
         """
         if plan.ring is None:
-            return self._one_by_one(plan, weights, on_reply, note)
+            return self._one_by_one(plan, weights, roster, on_reply, note)
         secure = SecureRound(
             self._transport,
             plan,
@@ -89,6 +89,7 @@ class Updates:
         self,
         plan: RoundPlan,
         weights: Tensors,
+        roster: Roster,
         on_reply: Callable[[str, str], None],
         note: Note,
     ) -> tuple[RoundOutcome, Tensors]:
@@ -99,7 +100,14 @@ class Updates:
             total.add(expand(update, self._shapes) if plan.compression == "int8" else update)
 
         outcome = run_round(
-            self._transport, plan, weights, key=self._key, fold=add, on_reply=on_reply, note=note
+            self._transport,
+            plan,
+            weights,
+            key=self._key,
+            fold=add,
+            beside=of_roster(roster),
+            on_reply=on_reply,
+            note=note,
         )
         return outcome, total.mean()
 

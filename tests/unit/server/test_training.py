@@ -6,16 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from handbill.clients.secure_sums import ROSTER_FILE, read_roster
 from handbill.errors import ArtifactError, HandbillError, InputError, MissingError, RoundError
 from handbill.federation.aggregation import ServerOptimizer
 from handbill.federation.messages import Instruction, Recipe, Report, Signed, open_signed, sign
+from handbill.federation.roster import Roster
 from handbill.federation.transport import InProcessTransport
 from handbill.generator.artifacts import load_or_create_key, verify
 from handbill.generator.channels import read_channel
 from handbill.server import attempts
 from handbill.server.deletion import forget
-from handbill.server.registry import Registry, open_registry
+from handbill.server.registry import PUBLISHER_KEY, Registry, open_registry
 from handbill.server.settings import AdapterSettings, ServerSettings
 from handbill.server.training import Training
 from handbill.server.verification import verify_registry
@@ -201,6 +204,31 @@ def test_a_run_without_enough_merchants_stops_and_the_last_round_stands(one):
         one.train()
     assert [r.number for r in one.rounds()] == [1]
     assert one.registry.last_committed(one.run).number == 1
+
+
+def test_every_merchant_holds_the_operators_roster_and_trains_under_no_other(one):
+    one.cable.cut_after = 4
+    with pytest.raises(one.power_cut):
+        one.train()
+    rosters = [read_roster(trainer.home) for trainer in one.trainers.values()]
+    assert [roster.head for roster in rosters] == [one.registry.roster().head] * len(SHOPS)
+    other = Roster()
+    stranger = Ed25519PrivateKey.generate().public_key().public_bytes_raw().hex()
+    line = other.next_line(
+        "enrol",
+        "shop-a",
+        stranger,
+        time="now",
+        operator=load_or_create_key(one.home / PUBLISHER_KEY),
+    )
+    (one.trainers["shop-a"].home / ROSTER_FILE).write_text(f"{line}\n")  # what it saw first
+    paid = [trainer._budget.head() for trainer in one.trainers.values()]
+    one.train()
+    assert all("shop-a" not in r.survivors for r in one.rounds()[1:])
+    refused = one.facts("committed")[-1]["failures"]["shop-a"]
+    assert "the operator has rewritten it" in refused
+    assert one.trainers["shop-a"]._budget.head() == paid[0]
+    assert one.trainers["shop-b"]._budget.head() != paid[1]
 
 
 def test_a_run_goes_on_with_the_recipe_it_began_with_or_not_at_all(one):
