@@ -83,6 +83,7 @@ class SecureSums:
         Raises:
             ProtocolError: The roster, the adverts or the size of the cohort are not to be trusted.
         """
+        self._update = {}  # what was put into an earlier session has no place in this one
         known = self.see_roster(roster)
         keys, self._keys = self._keys, None  # used once, whatever comes of it
         if keys is None or asked.ring is None:

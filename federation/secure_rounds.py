@@ -41,6 +41,7 @@ _SHARE_BYTES: Final = (
 # Of a round's time; what training leaves of all of it is for the phases after it.
 _TRAINING: Final = 3 / 4
 _ADVERTISING: Final = 1 / 4  # of the time for training
+_SIGNING: Final = 1 / 32  # of a round's time: with less left nobody is asked to sign
 
 Shapes = Mapping[str, tuple[int, int]]
 T = TypeVar("T")
@@ -261,6 +262,8 @@ class SecureRound:
         """Let every group agree on who is in its sum, and again without those lost meanwhile."""
 
         def proposal(group: _Group) -> Mapping[str, bytes]:
+            if self._left() < _SIGNING * self._plan.deadline_s:  # who signs has paid
+                raise RoundError("no time is left to open the sum")
             request = group.session.agree_request(group.lost)
             if not group.lost:
                 self._exchange.note(group.members, "signed", "asked to sign for a sum")

@@ -22,7 +22,13 @@ class Attempts:
     """Takes the rounds of one run after the other."""
 
     def __init__(
-        self, registry: Registry, cohort: Cohort, progress: Progress, *, repeats: int
+        self,
+        registry: Registry,
+        cohort: Cohort,
+        progress: Progress,
+        *,
+        repeats: int,
+        grouped: bool,
     ) -> None:
         """Prepare.
 
@@ -31,9 +37,10 @@ class Attempts:
             cohort: Whom an attempt asks.
             progress: For people.
             repeats: Sums that may be lost in a run after merchants signed for them.
+            grouped: Whether sums are in groups.
         """
         self._registry, self._cohort, self._progress = registry, cohort, progress
-        self._repeats = repeats
+        self._repeats, self._grouped = repeats, grouped
 
     def take(self, run: str, number: int, stage: Stage, step: Callable[[Round], None]) -> None:
         """Open a round and take it; abandon it and try again if it cannot be committed.
@@ -76,7 +83,15 @@ class Attempts:
     def _check(self, run: str, number: int, stage: Stage, there: Collection[str]) -> None:
         with self._registry.database.begin() as uow:
             rounds, conduct = uow.rounds.all(run), uow.rounds.conduct()
-        check_cost(rounds, conduct, number=number, stage=stage, there=there, repeats=self._repeats)
+        check_cost(
+            rounds,
+            conduct,
+            number=number,
+            stage=stage,
+            there=there,
+            repeats=self._repeats,
+            grouped=self._grouped,
+        )
 
     def _abandon(self, attempt: Round, reason: str) -> None:
         """Close an attempt; nobody known to be at fault, whoever signed was in a spoiled sum."""
@@ -98,6 +113,7 @@ def check_cost(
     stage: Stage,
     there: Collection[str],
     repeats: int,
+    grouped: bool,
 ) -> None:
     """Refuse an attempt that would cost merchants another round's budget, likely for nothing.
 
@@ -111,6 +127,7 @@ def check_cost(
         stage: Its stage.
         there: Whom it would ask.
         repeats: Sums that may be lost in a run after merchants signed for them.
+        grouped: Whether it sums in groups, of which one that is spoiled costs the others nothing.
 
     Raises:
         RoundError: What happened, what it cost, and what can be done.
@@ -125,7 +142,7 @@ def check_cost(
     ]
     for one in lost:
         spoiled = did(one, "spoiled")
-        if one.number == number and spoiled and spoiled.keys() <= set(there):
+        if one.number == number and spoiled and not grouped and spoiled.keys() <= set(there):
             raise RoundError(
                 f"{one.name}: attempt {one.attempt} came to nothing after {len(spoiled)} merchants "
                 f"had signed for its sum, and nothing shows which of them spoiled it "
@@ -134,7 +151,11 @@ def check_cost(
                 f"it, or sum in groups (group_size in {SETTINGS_FILE}), and continue the run"
             )
     if len(lost) > repeats:
-        which = ", ".join(f"round {one.number} attempt {one.attempt}" for one in lost)
+        which = "; ".join(
+            f"round {one.number} attempt {one.attempt}, not there: "
+            f"{', '.join(sorted(did(one, 'missed'))) or 'nobody known'}"
+            for one in lost
+        )
         raise RoundError(
             f"{lost[-1].name}: {len(lost)} sums of this run were lost after merchants had signed for "
             f"them ({which}), and {repeats} may be. Each cost those merchants a round's budget, and so "

@@ -67,13 +67,12 @@ class Cohort:
         """
         self.roster = self._registry.roster()
         with self._registry.database.begin() as uow:
-            self._away = left_out(
-                uow.rounds.all(),
-                uow.rounds.conduct(),
-                run=run,
-                after=self._settings.quarantine_after,
-            )
+            rounds, conduct = uow.rounds.all(), uow.rounds.conduct()
+        self._away = left_out(rounds, conduct, run=run, after=self._settings.quarantine_after)
         enrolled = len(self.roster.members)
+        without = self._away | unreliable(rounds, conduct, run=run)
+        if len(self.roster.members.keys() - without) >= min(enrolled, self._fewest):
+            self._away = without
         away = sorted(self.roster.members.keys() & self._away)
         if enrolled - len(away) < min(enrolled, self._fewest):
             raise RoundError(
@@ -128,6 +127,16 @@ def left_out(
     """
     broke = {one.merchant for one in conduct if one.run == run and one.what == "broke"}
     return broke | (_resting(rounds, Did(conduct), after) if after else set())
+
+
+def unreliable(rounds: Iterable[Round], conduct: Iterable[Conduct], *, run: str) -> set[str]:
+    """Who was asked to sign for a sum of a run and was not there to open it, where it stayed closed.
+
+    The others have paid for that round. It may have been a network, or one of them on purpose.
+    """
+    did = Did(conduct)
+    lost = [one for one in rounds if one.run == run and one.status != "committed"]
+    return {m for one in lost for m in did(one, "signed").keys() & did(one, "missed").keys()}
 
 
 def _resting(rounds: Iterable[Round], did: Did, after: int) -> set[str]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,5 +37,6 @@ class Progress:
                 if not line.endswith(b"\n"):
                     break
                 offset += len(line)
-                facts.append(json.loads(line))
+                with suppress(ValueError):  # a line that a full disk cut off
+                    facts.append(json.loads(line))
         return facts, offset

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
-from handbill.errors import InputError, RoundError
+from handbill.errors import InputError, LeaseError, RoundError
 from handbill.federation.rounds import What
 from handbill.generator.artifacts import canonical_json, sha256_digest
 from handbill.generator.model_specs import spec_from_dict, trains
@@ -70,6 +70,11 @@ class Run:
     ended_at: str = ""
     publish: bool = False
     reason: str = ""
+
+    def check_under_way(self) -> None:
+        """Refuse, with a LeaseError, a run that was ended."""
+        if self.status != "running":
+            raise LeaseError(f"run {self.id} was ended: {self.status} {self.reason}".rstrip())
 
     def check_terms(self, now: "Run") -> None:
         """Refuse to go on with this run on other terms: its merchants would, each by itself.

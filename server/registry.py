@@ -107,16 +107,17 @@ class Registry:
             uow.commit()
         return roster
 
-    def start_run(self, run: Run, *, actor: str = "server") -> None:
-        """Write that a training run is under way: a new one, or one that ended and goes on.
+    def start_run(self, run: Run, *, revive: bool = True, actor: str = "server") -> None:
+        """Write that a run is under way: a new one, or one that ended and that ``revive`` lets go on.
 
-        Raises:
-            InputError: It began on other terms.
+        InputError if it began on other terms, LeaseError if it ended.
         """
         with self.database.begin() as uow:
             known = next((one for one in uow.rounds.runs() if one.id == run.id), None)
             if known is not None:
                 known.check_terms(run)
+                if not revive:
+                    known.check_under_way()
                 run = replace(known, status="running", ended_at="", reason="", publish=run.publish)
             if run != known:
                 uow.rounds.put_run(run)

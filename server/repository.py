@@ -137,9 +137,10 @@ class RoundRepository:
         self._session.flush()
 
     def end_run(self, run_id: str, status: RunStatus, reason: str) -> None:
-        """Write how a run ended; LeaseError if this process may not say so."""
+        """Write how a run ended; LeaseError if this process may not say so, or it was said before."""
         self._fence(run_id)
         run = self.run(run_id)
+        run.check_under_way()
         self.put_run(replace(run, status=status, ended_at=utc_now(), reason=reason))
 
     def run(self, run_id: str) -> Run:
@@ -186,9 +187,10 @@ class RoundRepository:
 
         Raises:
             RoundError: the attempt is not open any more, or the round has a committed attempt.
-            LeaseError: another coordinator took over, or the run was ended.
+            LeaseError: another coordinator took over; or it is to be committed, and the run was ended.
         """
-        self._fence(attempt.run)
+        # What a run left open when it was ended must still be closed, or no other could begin.
+        self._fence("" if attempt.status == "abandoned" else attempt.run)
         key = (attempt.run, attempt.number, attempt.stage, attempt.attempt)
         row = orm.RoundRow
         query = (
@@ -256,6 +258,7 @@ class RoundRepository:
         return None if found is None else _record(Round, found)
 
     def _fence(self, run_id: str) -> None:
+        """Refuse a holder that lost its lease, or whose run was ended; no id asks for the first alone."""
         if not self._holder:
             return
         held, run = LeaseRepository(self._session).get(), self._session.get(orm.RunRow, run_id)
@@ -264,8 +267,8 @@ class RoundRepository:
                 f"another coordinator ({held.holder if held else 'gone by now'}) took over; the "
                 f"last committed round stands"
             )
-        if run is not None and run.status != "running":
-            raise LeaseError(f"run {run_id} was ended: {run.status} {run.reason}".rstrip())
+        if run is not None:
+            _record(Run, run).check_under_way()
 
 
 class ArtifactRepository:

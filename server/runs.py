@@ -140,6 +140,8 @@ class RunKeeper:
             self._look()
         except (DatabaseError, FlowerError) as error:  # either may come back
             log.warning("run_not_looked_after", extra={"error": str(error)})
+        except Exception:  # such as a full disk: the server goes on
+            log.exception("run_not_looked_after")
 
     def _look(self) -> None:
         with self._registry.database.begin() as uow:

@@ -10,9 +10,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from handbill.errors import HandbillError, LeaseError
+from handbill.federation.flower import FlowerError
 from handbill.federation.grid import GridTransport
 from handbill.generator.model_specs import spec_from_dict, trains
 from handbill.logs import configure_logs
+from handbill.server.lease import Lease
 from handbill.server.progress import Progress
 from handbill.server.registry import open_registry
 from handbill.server.runs import fail
@@ -43,14 +45,17 @@ def main(grid: Grid, context: Context) -> None:
             wanted = registry.run(run)
             what = trains(spec_from_dict(wanted.adapter))
             training = Training(home, transport, registry, settings, what=what)
-            training.train(run, publish=wanted.publish)
-    except LeaseError:  # it is for another one to say how the run ended
+            training.train(run, publish=wanted.publish, revive=False)
+    except LeaseError:  # it is for another one to say how the run ended, or it was said
         raise
     except HandbillError as error:
         if ping:
             progress.note("failed", run=run, error=str(error))
+        elif isinstance(error, FlowerError):  # it may come back: the run is taken up again
+            log.warning("run_stumbled", extra={"reason": str(error)})
         else:
-            fail(registry, progress, run, str(error))
+            with suppress(LeaseError), Lease(registry.database):  # not where another is at work
+                fail(registry, progress, run, str(error))
         raise
     except Exception as error:  # such as a full disk: the run is taken up again
         log.exception("run_stumbled")

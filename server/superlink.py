@@ -41,6 +41,7 @@ CONNECTION: Final = "handbill"
 HOME_VARIABLE: Final = "HANDBILL_SERVER_HOME"
 _APP: Final = "flower-app"
 _STATE: Final = "state.db"
+_FLWR_S: Final = 120.0  # for Flower's command line, on a busy machine too
 _WAIT_S: Final = 30.0  # for whoever writes Flower's database
 
 
@@ -166,7 +167,8 @@ class SuperLink:
                 if (merchant, _as_kept(node_key)) not in there:
                     self.register(merchant, node_key)
             except (FlowerError, InputError) as error:
-                self._refused.add((merchant, node_key))
+                if isinstance(error, InputError):  # what Flower said may pass
+                    self._refused.add((merchant, node_key))
                 log.error("node_not_let_in", extra=_why(merchant, error))  # noqa: TRY400 - as above
 
     def forget(self) -> None:
@@ -243,9 +245,19 @@ class SuperLink:
         command = [program("flwr"), *arguments, "--format", "json"]
         environment = {**os.environ, **QUIET, **flower_environment(self.folder)}
         for attempt in range(3):
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=False
-            )
+            try:
+                done = subprocess.run(
+                    command,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=_FLWR_S,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise FlowerError(
+                    f"flwr {' '.join(arguments[:2])}: no answer within {_FLWR_S:.0f} s"
+                ) from error
             start = done.stdout.find("{")
             answer = json.loads(done.stdout[start:]) if start >= 0 else {}
             if done.returncode == 0 and answer.get("success", True):

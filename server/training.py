@@ -90,16 +90,21 @@ class Training:
         self._updates = Updates(transport, settings, key=self._key, shapes=self._shapes)
         self._cohort = Cohort(transport, registry, settings)
         self._attempts = Attempts(
-            registry, self._cohort, self.progress, repeats=settings.secure_aggregation.repeats
+            registry,
+            self._cohort,
+            self.progress,
+            repeats=settings.secure_aggregation.repeats,
+            grouped=bool(settings.secure_aggregation.group_size),
         )
         self._trackers = Trackers(home, settings)
 
-    def train(self, run: str, *, publish: bool) -> None:
+    def train(self, run: str, *, publish: bool, revive: bool = True) -> None:
         """Take a run to its end, from wherever it stands.
 
         Args:
             run: Its id; a new one starts a run with the settings of now.
             publish: Serve what was trained when it is done.
+            revive: Whether one that ended goes on; else it may have been ended meanwhile.
 
         Raises:
             InputError: Sums are to be secure, and too few merchants are enrolled for one; or the
@@ -114,11 +119,12 @@ class Training:
                 # Before a merchant has paid for what could not be kept.
                 self._registry.vault.check()
             recover(self._registry)
-            self._train(run, publish=publish)
+            self._train(run, publish=publish, revive=revive)
 
-    def _train(self, run: str, *, publish: bool) -> None:
+    def _train(self, run: str, *, publish: bool, revive: bool) -> None:
         self._registry.start_run(
-            new_run(run, self.base, self.spec, self._settings.recipe, publish=publish)
+            new_run(run, self.base, self.spec, self._settings.recipe, publish=publish),
+            revive=revive,
         )
         recipe = self._settings.recipe
         stages: dict[RoundStage, int] = {"warmup": recipe.warmup_rounds, "global": recipe.rounds}

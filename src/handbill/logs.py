@@ -41,6 +41,8 @@ def hide_values() -> None:
     catches is logged like the rest, and no longer printed.
     """
     make = logging.getLogRecordFactory()
+    if getattr(make, "hides_values", False):
+        return
 
     def record(*given: Any, **named: Any) -> logging.LogRecord:
         made = make(*given, **named)
@@ -48,6 +50,7 @@ def hide_values() -> None:
             made.exc_text = without_values(made.exc_info[1])  # formatters take it as it is
         return made
 
+    record.hides_values = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(record)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda given: _log_uncaught(*given[:3])
@@ -56,8 +59,9 @@ def hide_values() -> None:
 def _log_uncaught(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
-    del kind, trace
-    log.critical("uncaught", exc_info=error)
+    del trace
+    if kind is not SystemExit:  # which ends a thread in silence, as it does without us
+        log.critical("uncaught", exc_info=error)
 
 
 def without_values(error: BaseException | None) -> str:

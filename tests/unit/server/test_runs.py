@@ -17,6 +17,7 @@ from handbill.server.lease import Lease
 from handbill.server.operate import end_run
 from handbill.server.progress import Progress
 from handbill.server.records import Run
+from handbill.server.recovery import recover
 from handbill.server.registry import open_registry
 from handbill.server.runs import RESTARTS, RunKeeper, begin
 from handbill.server.settings import AdapterSettings, ServerSettings
@@ -188,9 +189,19 @@ def test_what_was_ended_by_the_operator_commits_no_more_and_is_not_taken_up(kept
         end_run(kept.home, "run-1")
         other.database.close()
         with pytest.raises(LeaseError, match="ended by the operator"):
-            kept.registry.abandon_round(attempt, "")
+            kept.registry.open_round("run-1", 2, "global", ["shop-a"])
         with pytest.raises(LeaseError, match="ended by the operator"):
             kept.registry.end_run("run-1", "finished")
+        with pytest.raises(LeaseError, match="ended by the operator"):
+            kept.registry.start_run(run_of("run-1"), revive=False)  # by one that was on its way
+    with pytest.raises(LeaseError, match="ended by the operator"):  # nor without a lease
+        kept.registry.end_run("run-1", "failed", "of another opinion")
+    assert kept.registry.run("run-1").reason == "ended by the operator"
+    kept.registry.start_run(run_of("run-2"))
+    with Lease(kept.registry.database):  # what was left open stands in nobody's way
+        assert recover(kept.registry).abandoned == (attempt.name,)
+        kept.registry.open_round("run-2", 1, "global", ["shop-a"])
+    kept.registry.end_run("run-2", "failed")
     assert kept.look() == 0
     with pytest.raises(InputError, match="is not under way: failed"):
         end_run(kept.home, "run-1")
