@@ -681,3 +681,12 @@ def test_training_is_waited_for_the_longest(network, monkeypatch):
     # Training was done at once here: what it left is for the phases after it.
     assert given["mask"] > 0.19 * 900
     assert given["unmask"] > 0.98 * 900
+
+
+def test_nobody_is_asked_to_sign_without_time_to_open_the_sum(network, monkeypatch):
+    monkeypatch.setattr(secure_rounds, "_SIGNING", 1.0)  # of the round's time is never left
+    net = network(7)
+    with pytest.raises(RoundError, match="no time is left to open the sum"):
+        net.round()
+    assert net.did("signed") == set()
+    assert all(merchant.burnt == 0 for merchant in net.merchants.values())

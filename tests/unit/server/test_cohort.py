@@ -10,8 +10,9 @@ from handbill.errors import HandbillError, RoundError
 from handbill.federation.messages import Instruction, Recipe, Signed, open_signed
 from handbill.generator.artifacts import public_pem
 from handbill.server import cohort
-from handbill.server.cohort import left_out
-from handbill.server.records import Conduct, Round
+from handbill.server.cohort import Cohort, left_out, unreliable
+from handbill.server.records import Conduct, Round, Run
+from handbill.server.settings import ServerSettings
 
 ALL = ["ann", "bob", "cem"]
 SHOPS = ("shop-a", "shop-b", "shop-c")
@@ -104,6 +105,35 @@ def test_who_broke_the_protocol_is_asked_no_more_in_that_run(status, after):
 def test_rounds_that_failed_for_all_and_stages_one_may_refuse_do_not_count(given):
     past = history(*[MISSED] * 5, **given)
     assert left_out(past, did(past), run="run-1", after=3) == set()
+
+
+def test_who_signed_and_was_not_there_to_open_a_lost_sum_is_known_for_it():
+    (lost,) = history((ALL, []), status="abandoned")
+    signed = [one for who in ALL for one in did([lost], "signed", who)]
+    away = did([lost], "missed", "cem")
+    assert unreliable([lost], signed + away, run="run-1") == {"cem"}
+    assert unreliable([lost], signed + away, run="run-2") == set()
+    assert unreliable([lost], signed, run="run-1") == set()
+    assert unreliable([lost], away, run="run-1") == set()  # nobody had paid
+    (opened,) = history((ALL, ["ann", "bob"]))
+    assert unreliable([opened], signed + away, run="run-1") == set()
+
+
+@pytest.mark.parametrize(("needed", "asked"), [(2, ["shop-a", "shop-b"]), (3, list(SHOPS))])
+def test_it_is_left_out_while_others_are_enough(make, needed, asked):
+    one = make()
+    with one.registry.database.begin() as uow:
+        uow.rounds.put_run(
+            Run(id=one.run, base_name="", base_digest="", recipe={}, adapter={}, started_at="now")
+        )
+        uow.commit()
+    attempt = one.registry.open_round(one.run, 1, "global", list(one.trainers))
+    one.registry.note_conduct(attempt, list(one.trainers), "signed", "")
+    one.registry.note_conduct(attempt, ["shop-c"], "missed", "")
+    one.registry.abandon_round(attempt, "lost")
+    settings = ServerSettings(**{**one.settings, "min_reports": needed})
+    there = Cohort(one.cable, one.registry, settings).wait(one.run)
+    assert sorted(there) == asked
 
 
 def test_a_shop_that_never_answers_is_asked_no_more_after_three_rounds(make):
