@@ -40,7 +40,7 @@ _SHARE_BYTES: Final = (
 )
 # Of a round's time; what training leaves of all of it is for the phases after it.
 _TRAINING: Final = 3 / 4
-_ADVERTISING: Final = 1 / 4  # of the time for training
+_ADVERTISING: Final = 1 / 2  # of the time for training, at most
 _SIGNING: Final = 1 / 32  # of a round's time: with less left nobody is asked to sign
 
 Shapes = Mapping[str, tuple[int, int]]

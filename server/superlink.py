@@ -19,6 +19,7 @@ import ssl
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ HOME_VARIABLE: Final = "HANDBILL_SERVER_HOME"
 _APP: Final = "flower-app"
 _STATE: Final = "state.db"
 _FLWR_S: Final = 120.0  # for Flower's command line, on a busy machine too
+_TRIES: Final = 5  # to let one node in
 _WAIT_S: Final = 30.0  # for whoever writes Flower's database
 
 
@@ -61,7 +63,7 @@ class SuperLink:
         """Use certificates, state and configuration below ``home``."""
         self.home, self.settings = home.absolute(), settings
         self.folder = self.home / "flower"
-        self._refused: set[tuple[str, str]] = set()  # merchants' node keys, not to be tried again
+        self._refused: Counter[tuple[str, str]] = Counter()  # merchants' node keys, and how often
 
     def start(self, children: Children) -> None:
         """Start SuperLink and SuperExec and wait until they answer."""
@@ -161,15 +163,16 @@ class SuperLink:
                     log.error("node_not_cut_off", extra=_why(node.merchant, error))  # noqa: TRY400 - its text says all
         there = {(node.merchant, node.key) for node in nodes}
         for merchant, node_key in roster.items():
-            if (merchant, node_key) in self._refused:
+            if self._refused[merchant, node_key] >= _TRIES:
                 continue
             try:
                 if (merchant, _as_kept(node_key)) not in there:
                     self.register(merchant, node_key)
             except (FlowerError, InputError) as error:
-                if isinstance(error, InputError):  # what Flower said may pass
-                    self._refused.add((merchant, node_key))
-                log.error("node_not_let_in", extra=_why(merchant, error))  # noqa: TRY400 - as above
+                if not self._refused[merchant, node_key]:
+                    log.error("node_not_let_in", extra=_why(merchant, error))  # noqa: TRY400 - as above
+                # What Flower says may pass, such as that it is being started again.
+                self._refused[merchant, node_key] += _TRIES if isinstance(error, InputError) else 1
 
     def forget(self) -> None:
         """Remove what was delivered to and from merchants from Flower's state.

@@ -20,7 +20,7 @@ from handbill.simulations.market import write_shop
 
 SHOPS = tuple(f"shop-{letter}" for letter in "abcdef")
 FULL = os.environ.get("BAD_NETWORK") == "full"
-ROUNDS, DEADLINE_S = (20, 240.0) if FULL else (2, 60.0)
+ROUNDS, DEADLINE_S = (20, 240.0) if FULL else (2, 90.0)
 DELAY_S, LOST, SILENT_S = (0.25, 0.2, 60.0) if FULL else (0.05, 0.0, 10.0)
 RUN = "network"
 
