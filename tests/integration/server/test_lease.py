@@ -156,4 +156,4 @@ def test_without_its_row_nothing_is_opened_and_nobody_is_asked_to_sign(database)
         with database.begin() as uow, pytest.raises(RoundError, match="gone by now"):
             uow.rounds.open("run", 1, "global", ["shop-a"])
         with database.begin() as uow, pytest.raises(RoundError, match="gone by now"):
-            uow.rounds.note([])  # comes before merchants are asked to sign for a sum
+            uow.rounds.note("run", [])  # comes before merchants are asked to sign for a sum
