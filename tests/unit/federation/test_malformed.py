@@ -129,13 +129,12 @@ def cases():
                 if not (type(good) is int and value == 2.0):
                     yield "instruction", object_, inside | {field: value}
         yield "instruction", object_, inside | {"more": 1}
-        yield "instruction", object_, {}
+        if object_ not in {"recipe", "ring"}:  # all of whose fields have defaults
+            yield "instruction", object_, {}
 
 
 @pytest.mark.parametrize(("name", "field", "value"), list(cases()), ids=lambda v: repr(v)[:30])
 def test_every_field_of_a_wrong_type_is_refused_though_well_signed(name, field, value):
-    if field in {"recipe", "ring"} and value == {}:
-        pytest.skip("all its fields have defaults")
     with pytest.raises(ProtocolError):
         opened_with(MESSAGES[name], **{field: value})
 
